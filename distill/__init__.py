@@ -1,0 +1,1 @@
+"""Stage 1: teacher, losses and the one training loop."""

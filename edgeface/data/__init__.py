@@ -1,0 +1,1 @@
+"""Corpora, crops and augmentation: from labelled pictures to batches."""

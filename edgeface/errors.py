@@ -1,0 +1,119 @@
+"""The errors edgeface raises, and the exit code each one ends the command line with.
+
+    EdgefaceError            4   base; never raised itself
+    ├── UsageError           2   a command line that cannot be carried out as typed
+    ├── ConfigError          2   a recipe with faults; `faults` lists all of them
+    ├── DataError            2   a corpus, image or label file that cannot be used
+    ├── ModelError           2   a checkpoint, bundle or model file that cannot be used
+    ├── UnsupportedError     2   a request that edgeface or a target refuses, with what it accepts
+    ├── OutputError          2   an output folder that is full, read-only, or taken
+    ├── BudgetError          1   a budget, parity or check that did not hold
+    ├── MissingToolError     3   a tool-kit or device that is not here: NOT_RUN
+    └── InterruptedRun       130 stopped by the user at a step boundary; resumable
+
+Every message says what was found, what was expected, where, and what to do next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class EdgefaceError(Exception):
+    """Base of every error edgeface raises on purpose.
+
+    Args:
+        found: What was met, interpolations quoted with !r.
+        expected: What would have been right.
+        where: The file, line, recipe key or argument.
+        do: The next thing the reader can type or change.
+    """
+
+    exit_code = 4
+
+    def __init__(self, found: str, *, expected: str = "", where: str = "", do: str = "") -> None:
+        self.found = found
+        self.expected = expected
+        self.where = where
+        self.do = do
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        head = f"{self.where}: {self.found}" if self.where else self.found
+        parts = [head.rstrip(".")]
+        if self.expected:
+            parts.append(f"Expected {self.expected}".rstrip("."))
+        if self.do:
+            parts.append(self.do.rstrip("."))
+        return ". ".join(parts) + "."
+
+    def as_json(self) -> dict[str, object]:
+        """The `error` object of the command line's JSON contract."""
+        return {
+            "code": self.exit_code,
+            "kind": type(self).__name__,
+            "found": self.found,
+            "expected": self.expected,
+            "where": self.where,
+            "do": self.do,
+        }
+
+
+class UsageError(EdgefaceError):
+    exit_code = 2
+
+
+class ConfigError(EdgefaceError):
+    """A recipe with one or more faults.
+
+    Args:
+        faults: One EdgefaceError-shaped ConfigError per fault, or empty when this is the fault itself.
+    """
+
+    exit_code = 2
+
+    def __init__(
+        self,
+        found: str,
+        *,
+        expected: str = "",
+        where: str = "",
+        do: str = "",
+        faults: Sequence[ConfigError] = (),
+    ) -> None:
+        self.faults = tuple(faults)
+        super().__init__(found, expected=expected, where=where, do=do)
+
+    def __str__(self) -> str:
+        head = super().__str__()
+        if not self.faults:
+            return head
+        return "\n".join([head, *(f"  {fault}" for fault in self.faults)])
+
+
+class DataError(EdgefaceError):
+    exit_code = 2
+
+
+class ModelError(EdgefaceError):
+    exit_code = 2
+
+
+class UnsupportedError(EdgefaceError):
+    exit_code = 2
+
+
+class OutputError(EdgefaceError):
+    exit_code = 2
+
+
+class BudgetError(EdgefaceError):
+    exit_code = 1
+
+
+class MissingToolError(EdgefaceError):
+    exit_code = 3
+
+
+class InterruptedRun(EdgefaceError):
+    exit_code = 130

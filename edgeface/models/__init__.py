@@ -1,0 +1,1 @@
+"""Backbones, layers, heads and the multi-task network."""

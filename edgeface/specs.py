@@ -1,0 +1,384 @@
+"""Every stage's frozen spec, with the names it may use.
+
+A recipe is these dataclasses written in TOML (config.py). Names of students, backbones, optimisers and so on are listed
+here, so that a recipe is checked whole before any stage is imported; each stage holds a literal table with exactly these
+keys, and a test keeps the two equal. Range checks live in `__post_init__`, as ConfigError with the key in `where`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from edgeface.errors import ConfigError
+from edgeface.precision import TARGETS
+from edgeface.tasks import TASKS, Kind
+
+TEACHERS = ("vgg16", "vgg19", "resnet50")
+STUDENTS = ("edge_s", "cnn5", "vgg11", "lightcnn9", "tcdcn_relu")
+BACKBONES = (*TEACHERS, *STUDENTS)
+OPTIMIZERS = ("adamw", "sgd")
+DTYPES = ("fp32", "bf16")
+CALIBRATIONS = ("minmax", "ema")
+LANDMARK_LOSSES = ("wing", "l2", "smooth_l1")
+RUNTIMES = (
+    "torch",
+    "tflite-xnnpack",
+    "tflite-builtin",
+    "tflite-2.14",
+    "tensorflow",
+    "openvino",
+    "onnxruntime",
+    "mil",
+    "coreml",
+)
+STAGES = ("teacher", "student", "qat")
+
+
+def _require(condition: bool, key: str, found: object, expected: str) -> None:
+    if not condition:
+        raise ConfigError(f"{found!r}", expected=expected, where=key, do="Change it in the recipe or with --set")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSpec:
+    """One named output of a network, complete enough to decode it anywhere.
+
+    Attributes:
+        name: Name of the output tensor; the task's name.
+        task: Key of tasks.TASKS.
+        shape: Shape of one sample, without the batch axis.
+        classes: Class names, in logit order.
+        mean_shape: (K, 2) mean landmarks in crop sides, row by row; a landmark output is an offset from it.
+        threshold: Probability of class 1 above which a two-class decision is class 1.
+    """
+
+    name: str
+    task: str
+    shape: tuple[int, ...]
+    classes: tuple[str, ...] = ()
+    mean_shape: tuple[tuple[float, float], ...] = ()
+    threshold: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSpec:
+    """How to build a network: a backbone and its dials.
+
+    Attributes:
+        backbone: One of BACKBONES.
+        width: Factor on every channel count.
+        input_px: Side of the square input.
+        hidden: Units of a shared hidden layer between backbone and heads; 0 leaves it out.
+        head: "pool" for global average pooling, "flatten" to keep the last map; "" takes the backbone's own.
+        dropout: Share of shared features dropped in training.
+    """
+
+    backbone: str
+    width: float = 1.0
+    input_px: int = 64
+    hidden: int = 0
+    head: str = ""
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(self.backbone in BACKBONES, "backbone", self.backbone, f"one of {', '.join(map(repr, BACKBONES))}")
+        _require(0.0 < self.width <= 4.0, "width", self.width, "a factor in (0, 4]")
+        _require(16 <= self.input_px <= 512, "input_px", self.input_px, "16 to 512 pixels")
+        _require(0 <= self.hidden <= 8192, "hidden", self.hidden, "0 to 8192 units")
+        _require(self.head in ("", "pool", "flatten"), "head", self.head, "'pool', 'flatten' or ''")
+        _require(0.0 <= self.dropout < 1.0, "dropout", self.dropout, "a share in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """What a user of a trained model must know: its input, its outputs and how the face is cropped.
+
+    Attributes:
+        name: Name the model ships under, such as "edge_s".
+        input_px: Side of the square uint8 RGB input.
+        outputs: Its outputs, in a fixed order; always looked up by name.
+        mean: Per-channel value subtracted from the uint8 picture.
+        std: Per-channel divisor after that; deployable students use mean 128 and std 64.
+    """
+
+    name: str
+    input_px: int
+    outputs: tuple[OutputSpec, ...]
+    mean: tuple[float, float, float] = (128.0, 128.0, 128.0)
+    std: tuple[float, float, float] = (64.0, 64.0, 64.0)
+
+    def output(self, name: str) -> OutputSpec:
+        for output in self.outputs:
+            if output.name == name:
+                return output
+        raise KeyError(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """Sources by name (`CORPUS[:PATH][@SPLIT]`, `synthetic:N[@SPLIT]`, `folder:PATH`) and how crops are packed.
+
+    Attributes:
+        root: Folder that holds the corpora; "" takes $EDGEFACE_DATA, else ./data.
+        train: Sources trained on.
+        val: Sources that choose nothing but are watched, and that budgets are measured on.
+        test: Sources reported once.
+        pack_px: Side in pixels of the crops packed for training.
+        margin: Side of a packed training crop over the side of the nominal crop; the rest is room for augmentation.
+    """
+
+    root: str = ""
+    train: tuple[str, ...] = ()
+    val: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    pack_px: int = 96
+    margin: float = 1.3
+
+    def __post_init__(self) -> None:
+        _require(len(self.train) > 0, "train", self.train, "at least one source")
+        _require(16 <= self.pack_px <= 1024, "pack_px", self.pack_px, "16 to 1024 pixels")
+        _require(1.0 <= self.margin <= 3.0, "margin", self.margin, "1 to 3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentSpec:
+    """How training crops vary. Amounts are half-ranges drawn uniformly; `*_share` is the share of samples touched.
+
+    Attributes:
+        rotation_deg: Largest rotation either way, degrees.
+        scale: Smallest and largest field of view over the nominal crop; above 1 shows more than the nominal crop.
+        translation: Largest shift either way, in nominal crop sides.
+        mirror_share: Share of samples mirrored.
+        brightness: Largest shift either way, as a share of 255.
+        contrast: Largest relative change either way.
+        saturation: Largest relative change either way.
+        blur_share: Share blurred, with a Gaussian of up to `blur_px` standard deviation.
+        blur_px: Largest standard deviation, in output pixels.
+        jpeg_share: Share that gets JPEG-like 8x8 block quantization.
+        occlusion_share: Share that gets a patch placed by the landmarks.
+    """
+
+    rotation_deg: float = 30.0
+    scale: tuple[float, float] = (0.85, 1.25)
+    translation: float = 0.12
+    mirror_share: float = 0.5
+    brightness: float = 0.15
+    contrast: float = 0.4
+    saturation: float = 0.4
+    blur_share: float = 0.2
+    blur_px: float = 1.2
+    jpeg_share: float = 0.3
+    occlusion_share: float = 0.2
+
+    def __post_init__(self) -> None:
+        _require(0.0 <= self.rotation_deg <= 180.0, "rotation_deg", self.rotation_deg, "0 to 180 degrees")
+        low, high = self.scale
+        _require(0.2 <= low <= high <= 3.0, "scale", self.scale, "two factors, 0.2 <= low <= high <= 3")
+        _require(0.0 <= self.translation <= 0.5, "translation", self.translation, "0 to 0.5 crop sides")
+        for key in ("mirror_share", "blur_share", "jpeg_share", "occlusion_share", "brightness"):
+            value = getattr(self, key)
+            _require(0.0 <= value <= 1.0, key, value, "a share in [0, 1]")
+        for key in ("contrast", "saturation"):
+            value = getattr(self, key)
+            _require(0.0 <= value < 1.0, key, value, "a relative change in [0, 1)")
+        _require(0.0 <= self.blur_px <= 8.0, "blur_px", self.blur_px, "0 to 8 pixels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    """One run of the training loop.
+
+    Attributes:
+        epochs: Passes over the training samples.
+        batch: Samples of a step, over all ranks.
+        optimizer: One of OPTIMIZERS.
+        lr: Peak learning rate, after a linear warm-up and before a cosine descent to zero.
+        weight_decay: Decoupled for adamw; not applied to biases and batch-norm.
+        momentum: For sgd (Nesterov).
+        warmup_epochs: Length of the warm-up; may be a fraction.
+        ema: Decay of the averaged weights per step; 0 keeps none. The average is what is saved.
+        clip: Largest global gradient norm; 0 does not clip.
+        dtype: One of DTYPES; bf16 is autocast, weights stay fp32.
+        checkpoint_s: Seconds between step checkpoints.
+    """
+
+    epochs: float = 30.0
+    batch: int = 64
+    optimizer: str = "adamw"
+    lr: float = 3e-3
+    weight_decay: float = 0.01
+    momentum: float = 0.9
+    warmup_epochs: float = 1.0
+    ema: float = 0.0
+    clip: float = 1.0
+    dtype: str = "fp32"
+    checkpoint_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        _require(0.0 < self.epochs <= 100_000, "epochs", self.epochs, "more than 0 epochs")
+        _require(2 <= self.batch <= 65_536, "batch", self.batch, "2 to 65536 samples (batch-norm needs two)")
+        _require(
+            self.optimizer in OPTIMIZERS, "optimizer", self.optimizer, f"one of {', '.join(map(repr, OPTIMIZERS))}"
+        )
+        _require(math.isfinite(self.lr) and self.lr > 0.0, "lr", self.lr, "a positive number")
+        _require(0.0 <= self.weight_decay < 1.0, "weight_decay", self.weight_decay, "a number in [0, 1)")
+        _require(0.0 <= self.momentum < 1.0, "momentum", self.momentum, "a number in [0, 1)")
+        _require(0.0 <= self.warmup_epochs, "warmup_epochs", self.warmup_epochs, "0 or more")
+        _require(0.0 <= self.ema < 1.0, "ema", self.ema, "a decay in [0, 1)")
+        _require(0.0 <= self.clip, "clip", self.clip, "0 or more")
+        _require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(map(repr, DTYPES))}")
+        _require(self.checkpoint_s > 0.0, "checkpoint_s", self.checkpoint_s, "more than 0 seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSpec:
+    network: NetworkSpec = field(default_factory=lambda: NetworkSpec(backbone="vgg16"))
+    train: TrainSpec = field(default_factory=TrainSpec)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentSpec:
+    network: NetworkSpec = field(default_factory=lambda: NetworkSpec(backbone="edge_s"))
+    train: TrainSpec = field(default_factory=TrainSpec)
+
+    def __post_init__(self) -> None:
+        name = self.network.backbone
+        _require(name in STUDENTS, "network.backbone", name, f"one of {', '.join(map(repr, STUDENTS))}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillSpec:
+    """What the student learns from the teacher beside the labels.
+
+    Attributes:
+        soft: Weight of the teacher's targets; the labels weigh 1 - soft. 0 trains without a teacher, 1 without labels.
+            A sample without a label for a task learns that task from the teacher at full weight.
+        temperature: Softens class logits of teacher and student.
+    """
+
+    soft: float = 0.5
+    temperature: float = 2.0
+
+    def __post_init__(self) -> None:
+        _require(0.0 <= self.soft <= 1.0, "soft", self.soft, "a share in [0, 1]")
+        _require(0.0 < self.temperature <= 100.0, "temperature", self.temperature, "more than 0, at most 100")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSpec:
+    """Forms of the task losses.
+
+    Attributes:
+        landmarks: One of LANDMARK_LOSSES.
+        wing_width: Half-width of the wing loss's logarithmic part, in crop sides.
+        wing_curvature: Its curvature, in crop sides.
+        label_smoothing: Share of a class label's mass spread over all classes.
+    """
+
+    landmarks: str = "wing"
+    wing_width: float = 0.1
+    wing_curvature: float = 0.02
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(
+            self.landmarks in LANDMARK_LOSSES,
+            "landmarks",
+            self.landmarks,
+            f"one of {', '.join(map(repr, LANDMARK_LOSSES))}",
+        )
+        _require(self.wing_width > 0.0, "wing_width", self.wing_width, "more than 0")
+        _require(self.wing_curvature > 0.0, "wing_curvature", self.wing_curvature, "more than 0")
+        _require(0.0 <= self.label_smoothing < 1.0, "label_smoothing", self.label_smoothing, "a share in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QatSpec:
+    """Quantization-aware training, with the teacher still supervising.
+
+    Attributes:
+        calibration: How ranges are watched before and during training: "minmax" or "ema" of per-batch extremes.
+        calibration_batches: Batches seen before the first step.
+        ema: Decay per step of the "ema" ranges.
+        freeze_share: Share of the steps, at the end, during which ranges stay fixed.
+    """
+
+    train: TrainSpec = field(default_factory=lambda: TrainSpec(epochs=5.0, lr=2e-4, warmup_epochs=0.2))
+    calibration: str = "ema"
+    calibration_batches: int = 20
+    ema: float = 0.98
+    freeze_share: float = 0.3
+
+    def __post_init__(self) -> None:
+        _require(
+            self.calibration in CALIBRATIONS,
+            "calibration",
+            self.calibration,
+            f"one of {', '.join(map(repr, CALIBRATIONS))}",
+        )
+        _require(1 <= self.calibration_batches <= 10_000, "calibration_batches", self.calibration_batches, "1 to 10000")
+        _require(0.0 <= self.ema < 1.0, "ema", self.ema, "a decay in [0, 1)")
+        _require(0.0 <= self.freeze_share <= 1.0, "freeze_share", self.freeze_share, "a share in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildSpec:
+    targets: tuple[str, ...] = ("android",)
+
+    def __post_init__(self) -> None:
+        for target in self.targets:
+            _require(target in TARGETS, "targets", target, f"one of {', '.join(map(repr, TARGETS))}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole run: teacher, student and QAT on the same data and tasks.
+
+    Attributes:
+        name: Name of the run's folder; letters, digits, '.', '_' and '-'.
+        summary: One line for `edgeface recipes`.
+        seed: Decides every random choice together with epoch and sample id.
+        threads: CPU threads; 0 takes all and writes the number into the resolved recipe.
+        tasks: Task names with their loss weights.
+        budget: Largest allowed worsening of a task's main metric from fp32 student to built file, in points (accuracies,
+            failure and NME percent), relative percent for errors in other units.
+    """
+
+    name: str
+    summary: str = ""
+    seed: int = 0
+    threads: int = 0
+    data: DataSpec
+    tasks: Mapping[str, float]
+    augment: AugmentSpec = field(default_factory=AugmentSpec)
+    loss: LossSpec = field(default_factory=LossSpec)
+    teacher: TeacherSpec = field(default_factory=TeacherSpec)
+    student: StudentSpec = field(default_factory=StudentSpec)
+    distill: DistillSpec = field(default_factory=DistillSpec)
+    qat: QatSpec = field(default_factory=QatSpec)
+    build: BuildSpec = field(default_factory=BuildSpec)
+    budget: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        plain = bool(self.name) and all(c.isalnum() or c in "._-" for c in self.name) and self.name[0].isalnum()
+        _require(plain, "name", self.name, "letters, digits, '.', '_' and '-', beginning with a letter or digit")
+        _require(0 <= self.seed < 2**31, "seed", self.seed, "0 to 2**31 - 1")
+        _require(0 <= self.threads <= 1024, "threads", self.threads, "0 to 1024")
+        _require(len(self.tasks) > 0, "tasks", dict(self.tasks), "at least one task")
+
+
+def output_spec(task_name: str, *, mean_shape: tuple[tuple[float, float], ...] = ()) -> OutputSpec:
+    """The exported output of a task.
+
+    Args:
+        task_name: Key of tasks.TASKS.
+        mean_shape: Required for landmark tasks: K points in crop sides.
+    """
+    task = TASKS[task_name]
+    if task.kind is Kind.LANDMARKS and len(mean_shape) != task.points:
+        raise ConfigError(f"{len(mean_shape)} mean points", expected=f"{task.points}", where=f"output {task_name!r}")
+    return OutputSpec(
+        name=task.name, task=task.name, shape=task.output_shape, classes=task.classes, mean_shape=mean_shape
+    )

@@ -1,0 +1,1 @@
+"""Stage 2: the integer grid, its simulator, fake-quant, calibration and quantization-aware training."""

@@ -1,0 +1,1 @@
+"""Stage 3: converters, runners, bundles, parity and speed."""
