@@ -1,0 +1,150 @@
+"""Checkpoints: a folder with a manifest and safetensors weights. Nothing is ever unpickled.
+
+manifest.json         kind, network, model, provenance, sha256 of each file
+weights.safetensors   every tensor by name
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeface.config import from_plain, to_plain
+from edgeface.errors import ConfigError, ModelError
+from edgeface.files import read_json, sha256_file, write_folder, write_json
+from edgeface.specs import STAGES, ModelSpec, NetworkSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMA = 1
+WEIGHTS = "weights.safetensors"
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checked checkpoint on disk.
+
+    Attributes:
+        folder: Where it lies.
+        kind: "teacher", "student" or "qat".
+        network: How to build it.
+        model: Its input and outputs.
+        manifest: Everything the manifest says.
+    """
+
+    folder: Path
+    kind: str
+    network: NetworkSpec
+    model: ModelSpec
+    manifest: Mapping[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the weights."""
+        digest: str = self.manifest["files"][WEIGHTS]
+        return digest
+
+    def weights(self) -> dict[str, Tensor]:
+        """Every tensor by name, on the CPU."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(self.folder / WEIGHTS)
+        except (SafetensorError, OSError) as error:
+            raise _broken(self.folder / WEIGHTS, f"cannot be read as safetensors ({error})") from error
+
+
+def _broken(where: Path, found: str) -> ModelError:
+    return ModelError(
+        found,
+        expected="a checkpoint folder that edgeface wrote",
+        where=str(where),
+        do="Train it again with edgeface distill, or take it from a backup",
+    )
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    kind: str,
+    network: NetworkSpec,
+    model: ModelSpec,
+    weights: Mapping[str, Tensor],
+    provenance: Mapping[str, object],
+    extra: Mapping[str, object] | None = None,
+    texts: Mapping[str, str] | None = None,
+) -> Checkpoint:
+    """Write a checkpoint aside and rename it into place.
+
+    Args:
+        folder: Its place; an earlier checkpoint there is replaced only when this one is whole.
+        kind: One of specs.STAGES.
+        network: How to build it.
+        model: Its input and outputs.
+        weights: Every tensor by name.
+        provenance: From edgeface.provenance.
+        extra: More manifest entries, such as the digest of what it was made from.
+        texts: More text files by name, such as the training curve.
+
+    Raises:
+        OutputError: The place cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    with write_folder(folder) as aside:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, aside / WEIGHTS)
+        for name, text in (texts or {}).items():
+            (aside / name).write_text(text, encoding="utf-8")
+        files = {path.name: sha256_file(path) for path in sorted(aside.iterdir())}
+        write_json(
+            aside / MANIFEST,
+            {
+                "schema": SCHEMA,
+                "kind": kind,
+                "network": to_plain(network),
+                "model": to_plain(model),
+                "provenance": dict(provenance),
+                "files": files,
+                **(extra or {}),
+            },
+        )
+    return load_checkpoint(folder)
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read and check a checkpoint folder.
+
+    Raises:
+        ModelError: It is missing, incomplete, altered, or of another schema.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise _broken(folder, f"no {MANIFEST}" if folder.is_dir() else "no such folder")
+    try:
+        manifest = read_json(path)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise _broken(path, f"not JSON ({error})") from error
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or manifest.get("kind") not in STAGES:
+        raise _broken(path, "not a checkpoint manifest of schema 1")
+    files = manifest.get("files")
+    if not isinstance(files, dict) or WEIGHTS not in files:
+        raise _broken(path, f"'files' does not list {WEIGHTS!r}")
+    for name, digest in files.items():
+        if Path(name).name != name:
+            raise _broken(path, f"file name {name!r} leads out of the folder")
+        if not (folder / name).is_file():
+            raise _broken(folder / name, "is missing")
+        if sha256_file(folder / name) != digest:
+            raise _broken(folder / name, "its content does not match the manifest's sha256")
+    try:
+        network = from_plain(NetworkSpec, manifest["network"], where="network")
+        model = from_plain(ModelSpec, manifest["model"], where="model")
+    except (ConfigError, KeyError) as error:
+        raise _broken(path, f"its spec is not valid ({error})") from error
+    return Checkpoint(folder=folder, kind=manifest["kind"], network=network, model=model, manifest=manifest)

@@ -1,0 +1,129 @@
+"""Writing files so that nothing half-written is ever taken for whole: write aside, fsync, rename."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgeface.errors import OutputError
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def output_error(error: OSError, *, where: Path) -> OutputError:
+    """The error a user sees when `where` cannot be written."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return OutputError(
+        f"cannot write ({reason.lower()})",
+        expected="a folder with room that this user may write to",
+        where=str(where),
+        do="Free some room, change its permissions, or name another folder with --out",
+    )
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_json(value: object) -> str:
+    """Hex digest of a JSON-able value, independent of key order."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file aside, flush it to disk and rename it into place.
+
+    Raises:
+        OutputError: The folder is full, read-only or not ours; an earlier file at `path` is untouched.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(path)
+        _fsync(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        if error.errno in _NO_ROOM:
+            raise output_error(error, where=path) from error
+        raise
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON with sorted keys, indented, by `write_bytes`."""
+    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file; json.JSONDecodeError and OSError are the caller's to explain."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def write_folder(folder: Path) -> Iterator[Path]:
+    """Fill a folder aside; on success it takes `folder`'s place, on any error nothing of it remains.
+
+    Yields:
+        The folder to write into, on the same file system as `folder`.
+
+    Raises:
+        OutputError: The parent is full, read-only or not ours; an earlier folder is untouched.
+    """
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        if aside.exists():
+            shutil.rmtree(aside)
+        aside.mkdir(parents=True)
+        yield aside
+        for path in sorted(aside.rglob("*")):
+            if path.is_file():
+                _fsync(path)
+        _swap(aside, folder)
+        _fsync(folder.parent)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        if error.errno in _NO_ROOM:
+            raise output_error(error, where=folder) from error
+        raise
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def _swap(aside: Path, folder: Path) -> None:
+    # A folder cannot be renamed over a filled one, so the old one steps aside first.
+    if folder.is_symlink():
+        folder.unlink()
+    if not folder.exists():
+        aside.replace(folder)
+        return
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    folder.replace(old)
+    try:
+        aside.replace(folder)
+    except OSError:
+        old.replace(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
