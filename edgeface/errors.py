@@ -16,7 +16,18 @@ Every message says what was found, what was expected, where, and what to do next
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+def did_you_mean(found: str, options: Iterable[str]) -> str:
+    """A hint for a mistyped name, to stand in an error's `do`.
+
+    Returns:
+        "Did you mean 'x'?" for the nearest of `options`, or "" when none is near.
+    """
+    near = difflib.get_close_matches(found, list(options), n=1, cutoff=0.6)
+    return f"Did you mean {near[0]!r}?" if near else ""
 
 
 class EdgefaceError(Exception):
@@ -45,13 +56,12 @@ class EdgefaceError(Exception):
             parts.append(f"Expected {self.expected}".rstrip("."))
         if self.do:
             parts.append(self.do.rstrip("."))
-        return ". ".join(parts) + "."
+        return ". ".join(parts) + ("" if parts[-1].endswith("?") else ".")
 
     def as_json(self) -> dict[str, object]:
         """The `error` object of the command line's JSON contract."""
         return {
             "code": self.exit_code,
-            "kind": type(self).__name__,
             "found": self.found,
             "expected": self.expected,
             "where": self.where,
@@ -89,6 +99,13 @@ class ConfigError(EdgefaceError):
         if not self.faults:
             return head
         return "\n".join([head, *(f"  {fault}" for fault in self.faults)])
+
+    def as_json(self) -> dict[str, object]:
+        """As the base; `found` carries every fault, one a line, so that the object keeps the contract's five keys."""
+        plain = super().as_json()
+        if self.faults:
+            plain["found"] = "\n".join([self.found, *map(str, self.faults)])
+        return plain
 
 
 class DataError(EdgefaceError):

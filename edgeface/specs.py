@@ -8,16 +8,17 @@ keys, and a test keeps the two equal. Range checks live in `__post_init__`, as C
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from edgeface.errors import ConfigError
+from edgeface.errors import ConfigError, did_you_mean
 from edgeface.precision import TARGETS
 from edgeface.tasks import TASKS, Kind
 
 TEACHERS = ("vgg16", "vgg19", "resnet50")
 STUDENTS = ("edge_s", "cnn5", "vgg11", "lightcnn9", "tcdcn_relu")
 BACKBONES = (*TEACHERS, *STUDENTS)
+CORPORA = ("synthetic", "folder", "mtfl")
 OPTIMIZERS = ("adamw", "sgd")
 DTYPES = ("fp32", "bf16")
 CALIBRATIONS = ("minmax", "ema")
@@ -36,9 +37,38 @@ RUNTIMES = (
 STAGES = ("teacher", "student", "qat")
 
 
-def _require(condition: bool, key: str, found: object, expected: str) -> None:
-    if not condition:
-        raise ConfigError(f"{found!r}", expected=expected, where=key, do="Change it in the recipe or with --set")
+def _unless(condition: bool, key: str, found: object, expected: str, *, hint: str = "") -> ConfigError | None:
+    if condition:
+        return None
+    return ConfigError(f"{found!r}", expected=expected, where=key, do=hint or "Change it in the recipe or with --set")
+
+
+def _unless_one_of(options: Sequence[str], key: str, found: str) -> ConfigError | None:
+    names = ", ".join(map(repr, options))
+    return _unless(found in options, key, found, f"one of {names}", hint=did_you_mean(found, options))
+
+
+def _unless_task(key: str, name: str, tasks: Iterable[str]) -> ConfigError | None:
+    names = tuple(tasks)
+    hint = did_you_mean(name, names) or "Remove it or correct its name"
+    return _unless(name in names, key, name, f"one of {', '.join(map(repr, names))}", hint=hint)
+
+
+def _unless_source(key: str, source: str) -> ConfigError | None:
+    """None when `source` begins with the name of a corpus; whether the corpus is there is seen when it is opened."""
+    corpus = source.partition("@")[0].partition(":")[0]
+    names = ", ".join(map(repr, CORPORA))
+    hint = did_you_mean(corpus, CORPORA) or "Write CORPUS[:PATH][@SPLIT], synthetic:N[@SPLIT] or folder:PATH[@SPLIT]"
+    return _unless(corpus in CORPORA, key, source, f"a source whose corpus is one of {names}", hint=hint)
+
+
+def _refuse(*faults: ConfigError | None) -> None:
+    """Raise all faults of a spec at once: the fault itself when there is one, else an error that lists them."""
+    met = [fault for fault in faults if fault is not None]
+    if len(met) == 1:
+        raise met[0]
+    if met:
+        raise ConfigError(f"{len(met)} faults", faults=met)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +113,14 @@ class NetworkSpec:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        _require(self.backbone in BACKBONES, "backbone", self.backbone, f"one of {', '.join(map(repr, BACKBONES))}")
-        _require(0.0 < self.width <= 4.0, "width", self.width, "a factor in (0, 4]")
-        _require(16 <= self.input_px <= 512, "input_px", self.input_px, "16 to 512 pixels")
-        _require(0 <= self.hidden <= 8192, "hidden", self.hidden, "0 to 8192 units")
-        _require(self.head in ("", "pool", "flatten"), "head", self.head, "'pool', 'flatten' or ''")
-        _require(0.0 <= self.dropout < 1.0, "dropout", self.dropout, "a share in [0, 1)")
+        _refuse(
+            _unless_one_of(BACKBONES, "backbone", self.backbone),
+            _unless(0.0 < self.width <= 4.0, "width", self.width, "a factor in (0, 4]"),
+            _unless(16 <= self.input_px <= 512, "input_px", self.input_px, "16 to 512 pixels"),
+            _unless(0 <= self.hidden <= 8192, "hidden", self.hidden, "0 to 8192 units"),
+            _unless(self.head in ("", "pool", "flatten"), "head", self.head, "'pool', 'flatten' or ''"),
+            _unless(0.0 <= self.dropout < 1.0, "dropout", self.dropout, "a share in [0, 1)"),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,9 +169,16 @@ class DataSpec:
     margin: float = 1.3
 
     def __post_init__(self) -> None:
-        _require(len(self.train) > 0, "train", self.train, "at least one source")
-        _require(16 <= self.pack_px <= 1024, "pack_px", self.pack_px, "16 to 1024 pixels")
-        _require(1.0 <= self.margin <= 3.0, "margin", self.margin, "1 to 3")
+        _refuse(
+            _unless(len(self.train) > 0, "train", self.train, "at least one source"),
+            _unless(16 <= self.pack_px <= 1024, "pack_px", self.pack_px, "16 to 1024 pixels"),
+            _unless(1.0 <= self.margin <= 3.0, "margin", self.margin, "1 to 3"),
+            *(
+                _unless_source(f"{key}[{place}]", source)
+                for key in ("train", "val", "test")
+                for place, source in enumerate(getattr(self, key))
+            ),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,17 +212,23 @@ class AugmentSpec:
     occlusion_share: float = 0.2
 
     def __post_init__(self) -> None:
-        _require(0.0 <= self.rotation_deg <= 180.0, "rotation_deg", self.rotation_deg, "0 to 180 degrees")
         low, high = self.scale
-        _require(0.2 <= low <= high <= 3.0, "scale", self.scale, "two factors, 0.2 <= low <= high <= 3")
-        _require(0.0 <= self.translation <= 0.5, "translation", self.translation, "0 to 0.5 crop sides")
-        for key in ("mirror_share", "blur_share", "jpeg_share", "occlusion_share", "brightness"):
-            value = getattr(self, key)
-            _require(0.0 <= value <= 1.0, key, value, "a share in [0, 1]")
-        for key in ("contrast", "saturation"):
-            value = getattr(self, key)
-            _require(0.0 <= value < 1.0, key, value, "a relative change in [0, 1)")
-        _require(0.0 <= self.blur_px <= 8.0, "blur_px", self.blur_px, "0 to 8 pixels")
+        shares = ("mirror_share", "blur_share", "jpeg_share", "occlusion_share", "brightness")
+        changes = ("contrast", "saturation")
+        _refuse(
+            _unless(0.0 <= self.rotation_deg <= 180.0, "rotation_deg", self.rotation_deg, "0 to 180 degrees"),
+            _unless(0.2 <= low <= high <= 3.0, "scale", self.scale, "two factors, 0.2 <= low <= high <= 3"),
+            _unless(0.0 <= self.translation <= 0.5, "translation", self.translation, "0 to 0.5 crop sides"),
+            *(
+                _unless(0.0 <= getattr(self, key) <= 1.0, key, getattr(self, key), "a share in [0, 1]")
+                for key in shares
+            ),
+            *(
+                _unless(0.0 <= getattr(self, key) < 1.0, key, getattr(self, key), "a relative change in [0, 1)")
+                for key in changes
+            ),
+            _unless(0.0 <= self.blur_px <= 8.0, "blur_px", self.blur_px, "0 to 8 pixels"),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,19 +262,19 @@ class TrainSpec:
     checkpoint_s: float = 60.0
 
     def __post_init__(self) -> None:
-        _require(0.0 < self.epochs <= 100_000, "epochs", self.epochs, "more than 0 epochs")
-        _require(2 <= self.batch <= 65_536, "batch", self.batch, "2 to 65536 samples (batch-norm needs two)")
-        _require(
-            self.optimizer in OPTIMIZERS, "optimizer", self.optimizer, f"one of {', '.join(map(repr, OPTIMIZERS))}"
+        _refuse(
+            _unless(0.0 < self.epochs <= 100_000, "epochs", self.epochs, "more than 0 epochs"),
+            _unless(2 <= self.batch <= 65_536, "batch", self.batch, "2 to 65536 samples (batch-norm needs two)"),
+            _unless_one_of(OPTIMIZERS, "optimizer", self.optimizer),
+            _unless(math.isfinite(self.lr) and self.lr > 0.0, "lr", self.lr, "a positive number"),
+            _unless(0.0 <= self.weight_decay < 1.0, "weight_decay", self.weight_decay, "a number in [0, 1)"),
+            _unless(0.0 <= self.momentum < 1.0, "momentum", self.momentum, "a number in [0, 1)"),
+            _unless(0.0 <= self.warmup_epochs, "warmup_epochs", self.warmup_epochs, "0 or more"),
+            _unless(0.0 <= self.ema < 1.0, "ema", self.ema, "a decay in [0, 1)"),
+            _unless(0.0 <= self.clip, "clip", self.clip, "0 or more"),
+            _unless_one_of(DTYPES, "dtype", self.dtype),
+            _unless(self.checkpoint_s > 0.0, "checkpoint_s", self.checkpoint_s, "more than 0 seconds"),
         )
-        _require(math.isfinite(self.lr) and self.lr > 0.0, "lr", self.lr, "a positive number")
-        _require(0.0 <= self.weight_decay < 1.0, "weight_decay", self.weight_decay, "a number in [0, 1)")
-        _require(0.0 <= self.momentum < 1.0, "momentum", self.momentum, "a number in [0, 1)")
-        _require(0.0 <= self.warmup_epochs, "warmup_epochs", self.warmup_epochs, "0 or more")
-        _require(0.0 <= self.ema < 1.0, "ema", self.ema, "a decay in [0, 1)")
-        _require(0.0 <= self.clip, "clip", self.clip, "0 or more")
-        _require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(map(repr, DTYPES))}")
-        _require(self.checkpoint_s > 0.0, "checkpoint_s", self.checkpoint_s, "more than 0 seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,8 +289,7 @@ class StudentSpec:
     train: TrainSpec = field(default_factory=TrainSpec)
 
     def __post_init__(self) -> None:
-        name = self.network.backbone
-        _require(name in STUDENTS, "network.backbone", name, f"one of {', '.join(map(repr, STUDENTS))}")
+        _refuse(_unless_one_of(STUDENTS, "network.backbone", self.network.backbone))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,8 +306,10 @@ class DistillSpec:
     temperature: float = 2.0
 
     def __post_init__(self) -> None:
-        _require(0.0 <= self.soft <= 1.0, "soft", self.soft, "a share in [0, 1]")
-        _require(0.0 < self.temperature <= 100.0, "temperature", self.temperature, "more than 0, at most 100")
+        _refuse(
+            _unless(0.0 <= self.soft <= 1.0, "soft", self.soft, "a share in [0, 1]"),
+            _unless(0.0 < self.temperature <= 100.0, "temperature", self.temperature, "more than 0, at most 100"),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,15 +329,12 @@ class LossSpec:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        _require(
-            self.landmarks in LANDMARK_LOSSES,
-            "landmarks",
-            self.landmarks,
-            f"one of {', '.join(map(repr, LANDMARK_LOSSES))}",
+        _refuse(
+            _unless_one_of(LANDMARK_LOSSES, "landmarks", self.landmarks),
+            _unless(self.wing_width > 0.0, "wing_width", self.wing_width, "more than 0"),
+            _unless(self.wing_curvature > 0.0, "wing_curvature", self.wing_curvature, "more than 0"),
+            _unless(0.0 <= self.label_smoothing < 1.0, "label_smoothing", self.label_smoothing, "a share in [0, 1)"),
         )
-        _require(self.wing_width > 0.0, "wing_width", self.wing_width, "more than 0")
-        _require(self.wing_curvature > 0.0, "wing_curvature", self.wing_curvature, "more than 0")
-        _require(0.0 <= self.label_smoothing < 1.0, "label_smoothing", self.label_smoothing, "a share in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,15 +355,14 @@ class QatSpec:
     freeze_share: float = 0.3
 
     def __post_init__(self) -> None:
-        _require(
-            self.calibration in CALIBRATIONS,
-            "calibration",
-            self.calibration,
-            f"one of {', '.join(map(repr, CALIBRATIONS))}",
+        _refuse(
+            _unless_one_of(CALIBRATIONS, "calibration", self.calibration),
+            _unless(
+                1 <= self.calibration_batches <= 10_000, "calibration_batches", self.calibration_batches, "1 to 10000"
+            ),
+            _unless(0.0 <= self.ema < 1.0, "ema", self.ema, "a decay in [0, 1)"),
+            _unless(0.0 <= self.freeze_share <= 1.0, "freeze_share", self.freeze_share, "a share in [0, 1]"),
         )
-        _require(1 <= self.calibration_batches <= 10_000, "calibration_batches", self.calibration_batches, "1 to 10000")
-        _require(0.0 <= self.ema < 1.0, "ema", self.ema, "a decay in [0, 1)")
-        _require(0.0 <= self.freeze_share <= 1.0, "freeze_share", self.freeze_share, "a share in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,8 +370,7 @@ class BuildSpec:
     targets: tuple[str, ...] = ("android",)
 
     def __post_init__(self) -> None:
-        for target in self.targets:
-            _require(target in TARGETS, "targets", target, f"one of {', '.join(map(repr, TARGETS))}")
+        _refuse(*(_unless_one_of(TARGETS, f"targets[{place}]", target) for place, target in enumerate(self.targets)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,11 +403,25 @@ class Recipe:
     budget: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        plain = bool(self.name) and all(c.isalnum() or c in "._-" for c in self.name) and self.name[0].isalnum()
-        _require(plain, "name", self.name, "letters, digits, '.', '_' and '-', beginning with a letter or digit")
-        _require(0 <= self.seed < 2**31, "seed", self.seed, "0 to 2**31 - 1")
-        _require(0 <= self.threads <= 1024, "threads", self.threads, "0 to 1024")
-        _require(len(self.tasks) > 0, "tasks", dict(self.tasks), "at least one task")
+        plain = self.name.isascii() and all(c.isalnum() or c in "._-" for c in self.name) and self.name[:1].isalnum()
+        _refuse(
+            _unless(
+                plain, "name", self.name, "ASCII letters, digits, '.', '_' and '-', beginning with a letter or digit"
+            ),
+            _unless(0 <= self.seed < 2**31, "seed", self.seed, "0 to 2**31 - 1"),
+            _unless(0 <= self.threads <= 1024, "threads", self.threads, "0 to 1024"),
+            _unless(len(self.tasks) > 0, "tasks", dict(self.tasks), "at least one task with its loss weight"),
+            *(_unless_task(f"tasks.{name}", name, TASKS) for name in self.tasks),
+            *(
+                _unless(math.isfinite(weight) and weight > 0.0, f"tasks.{name}", weight, "a loss weight above 0")
+                for name, weight in self.tasks.items()
+            ),
+            *(_unless_task(f"budget.{name}", name, self.tasks) for name in self.budget),
+            *(
+                _unless(math.isfinite(points) and points >= 0.0, f"budget.{name}", points, "0 points or more")
+                for name, points in self.budget.items()
+            ),
+        )
 
 
 def output_spec(task_name: str, *, mean_shape: tuple[tuple[float, float], ...] = ()) -> OutputSpec:
