@@ -1,0 +1,395 @@
+"""The one training loop: teacher, student and quantization-aware training all run through `train`, top to bottom."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from edgeface.errors import DataError, InterruptedRun, ModelError
+from edgeface.files import read_json, sha256_file, write_folder, write_json
+from edgeface.specs import TrainSpec
+
+
+class Batch(Protocol):
+    """What the loop reads of a batch."""
+
+    images: Tensor
+    labels: dict[str, Tensor]
+    ids: Tensor
+
+
+class Batches(Protocol):
+    """Batches whose order and content are a pure function of (seed, epoch, sample id)."""
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[Any]: ...
+
+
+Loss = Callable[[Mapping[str, Tensor], Tensor, Mapping[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a training stands, told to `report` every few steps.
+
+    Attributes:
+        step: Steps done.
+        steps: Steps in all.
+        epoch: Epochs done, with fraction.
+        loss: Mean total loss since the last report.
+        parts: The same per task, unweighted.
+        lr: Learning rate of the last step.
+        samples_per_s: Rate since the last report.
+        metrics: Validation metrics, when this report follows a validation.
+    """
+
+    step: int
+    steps: int
+    epoch: float
+    loss: float
+    parts: Mapping[str, float]
+    lr: float
+    samples_per_s: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """The end of a training.
+
+    Attributes:
+        weights: Tensors by name: the averaged weights where the spec averages, else the last.
+        curve: CSV text, one row per report.
+        steps: Steps in all.
+        seconds: Time spent in training steps and data, over all sittings.
+        samples: Samples seen.
+    """
+
+    weights: dict[str, Tensor]
+    curve: str
+    steps: int
+    seconds: float
+    samples: int
+
+
+def learning_rate(step: int, *, steps: int, warmup: int, peak: float) -> float:
+    """Linear warm-up to `peak`, then half a cosine to zero.
+
+    Source:
+        Loshchilov and Hutter, SGDR, arXiv:1608.03983, eq. 5, one cycle.
+    """
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _optimizer(network: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
+    decayed = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
+    plain = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": spec.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    if spec.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=spec.lr)
+    return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, nesterov=spec.momentum > 0.0)
+
+
+class _Average:
+    """An exponential moving average of every floating-point tensor of a network, batch-norm statistics included."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.tensors = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, step: int) -> None:
+        # Early on the plain decay would remember the random start; this ramp forgets it.
+        decay = min(self.decay, (step + 1) / (step + 10))
+        state = network.state_dict()
+        floating = [name for name, tensor in state.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_([self.tensors[n] for n in floating], [state[n] for n in floating], 1.0 - decay)
+        for name, tensor in state.items():
+            if not tensor.is_floating_point():
+                self.tensors[name].copy_(tensor)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C sets a flag that the loop reads at step boundaries; a second Ctrl-C interrupts at once."""
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    earlier = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+
+
+def _save_partial(folder: Path, *, tensors: Mapping[str, Tensor], facts: Mapping[str, object]) -> None:
+    from safetensors.torch import save_file
+
+    with write_folder(folder) as aside:
+        save_file(
+            {
+                name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+                for name, tensor in tensors.items()
+            },
+            aside / "state.safetensors",
+        )
+        write_json(aside / "state.json", {**facts, "sha256": sha256_file(aside / "state.safetensors")})
+
+
+def _load_partial(folder: Path, *, key: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    from safetensors.torch import load_file
+
+    if not (folder / "state.json").is_file():
+        return None
+    try:
+        facts = read_json(folder / "state.json")
+    except json.JSONDecodeError as error:
+        raise ModelError(f"not JSON ({error})", where=str(folder), do="Delete the folder and start again") from error
+    if facts["sha256"] != sha256_file(folder / "state.safetensors"):
+        raise ModelError(
+            "its content does not match its sha256",
+            expected="a step checkpoint that edgeface wrote",
+            where=str(folder / "state.safetensors"),
+            do="Delete the folder and start again",
+        )
+    if facts["key"] != key:
+        raise ModelError(
+            "a step checkpoint of another recipe, data set or resolution",
+            expected="the one this run began with",
+            where=str(folder),
+            do="Go on with the recipe it began with, or name another folder with --out",
+        )
+    return load_file(folder / "state.safetensors"), facts
+
+
+def train(
+    network: nn.Module,
+    loss: Loss,
+    batches: Batches,
+    *,
+    spec: TrainSpec,
+    seed: int,
+    key: str,
+    partial: Path,
+    watch: Callable[[nn.Module], Mapping[str, float]] | None = None,
+    watches: int = 10,
+    before_step: Callable[[nn.Module, int, int], None] | None = None,
+    report: Callable[[Progress], None] | None = None,
+) -> Trained:
+    """Train a network; go on where `partial` left off.
+
+    Args:
+        network: Trained in place; pictures (B, 3, H, W) with values 0 to 255 to outputs by name.
+        loss: (outputs, images, labels) to the total and its parts.
+        batches: The training data.
+        spec: Length, optimiser, averaging and precision.
+        seed: Decides dropout together with the step.
+        key: Names what is being trained; a step checkpoint with another key is refused.
+        partial: Folder of the step checkpoint; removed by the caller once the result is saved.
+        watch: Gives validation metrics of the (averaged) network.
+        watches: How many times it is called, the last time at the end.
+        before_step: Called with (network, step, steps) before each step: milestones of quantization-aware training.
+        report: Told of progress about once a second.
+
+    Raises:
+        InterruptedRun: Ctrl-C; the step checkpoint is written.
+        ModelError: The step checkpoint is damaged or of another training.
+        DataError: The loss is not a finite number.
+    """
+    from lightning_fabric import Fabric
+
+    per_epoch = batches.steps_per_epoch
+    steps = max(1, round(spec.epochs * per_epoch))
+    warmup = round(spec.warmup_epochs * per_epoch)
+    fabric = Fabric(accelerator="auto", devices=1, precision="bf16-mixed" if spec.dtype == "bf16" else "32-true")
+    network.to(device=fabric.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    optimizer = _optimizer(network, spec)
+    average = _Average(network, spec.ema) if spec.ema else None
+    rows: list[dict[str, float | int | str]] = []
+    done, seconds_before, samples = 0, 0.0, 0
+
+    resumed = _load_partial(partial, key=key)
+    if resumed is not None:
+        tensors, facts = resumed
+        done, seconds_before, samples, rows = facts["step"], facts["seconds"], facts["samples"], facts["rows"]
+        _restore(tensors, network=network, optimizer=optimizer, average=average)
+
+    model, prepared = fabric.setup(network, optimizer)
+    started = last_saved = last_report = time.monotonic()
+    reported_step = done
+    sums: dict[str, float] = {}
+
+    def save() -> None:
+        _save_partial(
+            partial,
+            tensors=_collect(network=network, optimizer=optimizer, average=average),
+            facts={
+                "key": key,
+                "step": done,
+                "steps": steps,
+                "seconds": seconds_before + time.monotonic() - started,
+                "samples": samples,
+                "rows": rows,
+            },
+        )
+
+    with _interruptible() as interrupted:
+        while done < steps:
+            for batch in batches.epoch(done // per_epoch, start_step=done % per_epoch):
+                if before_step is not None:
+                    before_step(network, done, steps)
+                torch.manual_seed(
+                    (seed * 1_000_003 + done) % 2**63
+                )  # dropout depends on the step alone: resume repeats it
+                rate = learning_rate(done, steps=steps, warmup=warmup, peak=spec.lr)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                images = fabric.to_device(batch.images).contiguous(memory_format=torch.channels_last)
+                labels = {name: fabric.to_device(value) for name, value in batch.labels.items()}
+                total, parts = loss(model(images), images, labels)
+                value = float(total.detach())
+                if not math.isfinite(value):
+                    raise DataError(
+                        f"the loss is {value} at step {done}, samples {batch.ids[:8].tolist()}…",
+                        expected="a finite loss",
+                        where=str(partial.parent),
+                        do="Lower the learning rate or look at these samples' labels; the last step checkpoint stands",
+                    )
+                prepared.zero_grad()
+                fabric.backward(total)
+                if spec.clip:
+                    fabric.clip_gradients(model, prepared, max_norm=spec.clip, error_if_nonfinite=False)
+                prepared.step()
+                done += 1
+                samples += len(images)
+                if average is not None:
+                    average.update(network, done)
+                sums["loss"] = sums.get("loss", 0.0) + value
+                for name, part in parts.items():
+                    sums[name] = sums.get(name, 0.0) + float(part.detach())
+
+                now = time.monotonic()
+                watched: Mapping[str, float] = {}
+                if watch is not None and (done * watches // steps > (done - 1) * watches // steps):
+                    watched = _watch(network, watch, average=average)
+                if watched or now - last_report > 1.0 or done == steps:
+                    count = done - reported_step
+                    progress = Progress(
+                        step=done,
+                        steps=steps,
+                        epoch=done / per_epoch,
+                        loss=sums.pop("loss") / count,
+                        parts={name: total_part / count for name, total_part in sums.items()},
+                        lr=rate,
+                        samples_per_s=count * len(images) / max(1e-9, now - last_report),
+                        metrics=watched,
+                    )
+                    sums, reported_step, last_report = {}, done, time.monotonic()
+                    if watched:  # only validations enter the curve: their steps do not depend on the clock
+                        rows.append({"step": done, "epoch": done / per_epoch, "lr": rate, **watched})
+                    if report is not None:
+                        report(progress)
+                if interrupted():
+                    save()
+                    raise InterruptedRun(
+                        f"stopped at step {done} of {steps}",
+                        where=str(partial.parent),
+                        do="Type the same command with --resume to go on",
+                    )
+                if now - last_saved > spec.checkpoint_s:
+                    save()
+                    last_saved = time.monotonic()
+                if done >= steps:
+                    break
+
+    weights = average.tensors if average is not None else network.state_dict()
+    return Trained(
+        weights={name: tensor.detach().cpu().clone() for name, tensor in weights.items()},
+        curve=_curve(rows),
+        steps=steps,
+        seconds=seconds_before + time.monotonic() - started,
+        samples=samples,
+    )
+
+
+@torch.no_grad()
+def _watch(
+    network: nn.Module, watch: Callable[[nn.Module], Mapping[str, float]], *, average: _Average | None
+) -> Mapping[str, float]:
+    """Validate the averaged weights where there are any, and put everything back."""
+    current = {name: tensor.clone() for name, tensor in network.state_dict().items()} if average is not None else {}
+    if average is not None:
+        network.load_state_dict(average.tensors)
+    network.eval()
+    metrics = watch(network)
+    if average is not None:
+        network.load_state_dict(current)
+    network.train()
+    return metrics
+
+
+def _collect(*, network: nn.Module, optimizer: torch.optim.Optimizer, average: _Average | None) -> dict[str, Tensor]:
+    tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            if value is not None:
+                tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
+    if average is not None:
+        tensors |= {f"average.{name}": tensor for name, tensor in average.tensors.items()}
+    return tensors
+
+
+def _restore(
+    tensors: Mapping[str, Tensor],
+    *,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: _Average | None,
+) -> None:
+    network.load_state_dict({n.removeprefix("network."): t for n, t in tensors.items() if n.startswith("network.")})
+    plain = optimizer.state_dict()
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": plain["param_groups"]})
+    if average is not None:
+        for name, tensor in average.tensors.items():
+            tensor.copy_(tensors[f"average.{name}"])
+
+
+def _curve(rows: list[dict[str, float | int | str]]) -> str:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()})
+    return stream.getvalue()
