@@ -1,0 +1,107 @@
+"""From the name of a source to a corpus: `CORPUS[:PATH][@SPLIT]`, `synthetic:N[@SPLIT]`, `folder:PATH[@SPLIT]`."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeface.data.corpus import Corpus
+from edgeface.errors import DataError, UsageError
+
+ENVIRONMENT = "EDGEFACE_DATA"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A source name taken apart.
+
+    Attributes:
+        text: As typed.
+        corpus: Key of READERS.
+        argument: What stands after the colon: a path, or a number of synthetic faces; "" when absent.
+        split: What stands after the last "@"; "" when absent.
+    """
+
+    text: str
+    corpus: str
+    argument: str
+    split: str
+
+
+def data_root(root: str = "") -> Path:
+    """Folder that holds the corpora: `root`, else $EDGEFACE_DATA, else ./data."""
+    return Path(root or os.environ.get(ENVIRONMENT) or "data").expanduser()
+
+
+def parse_source(source: str) -> Source:
+    """Takes a source name apart.
+
+    Raises:
+        UsageError: No such corpus, or a part that is empty.
+    """
+    head, colon, argument = source.partition(":")
+    # Only a last part without a separator is a split, so that a path may contain "@".
+    rest = argument if colon else head
+    body, at, split = rest.rpartition("@")
+    if not at or "/" in split or os.sep in split:
+        body, at, split = rest, "", ""
+    corpus, argument = (head, body) if colon else (body, "")
+    forms = "CORPUS[:PATH][@SPLIT], synthetic:N[@SPLIT] or folder:PATH[@SPLIT]"
+    if corpus not in READERS:
+        near = difflib.get_close_matches(corpus, READERS, n=1)
+        raise UsageError(
+            f"no corpus named {corpus!r}",
+            expected=f"one of {', '.join(map(repr, READERS))}",
+            where=f"source {source!r}",
+            do=f"Did you mean {near[0]!r}?" if near else f"Write {forms}",
+        )
+    if (at and not split) or (colon and not argument):
+        raise UsageError("an empty part", expected=forms, where=f"source {source!r}", do="Complete or drop it")
+    return Source(text=source, corpus=corpus, argument=argument, split=split)
+
+
+def open_source(source: str, *, root: Path, strict: bool = False) -> Corpus:
+    """Reads the labels of a source; pictures are decoded later.
+
+    Args:
+        source: `CORPUS[:PATH][@SPLIT]`, `synthetic:N[@SPLIT]` or `folder:PATH[@SPLIT]`; without a split, training data.
+        root: Folder that holds the corpora, from `data_root`.
+        strict: Raise at the first bad sample instead of listing it in `skipped`.
+
+    Raises:
+        UsageError: The name cannot be understood.
+        DataError: The corpus cannot be read.
+    """
+    parsed = parse_source(source)
+    return READERS[parsed.corpus](parsed, root, strict)
+
+
+def _folder_of(source: Source, root: Path) -> Path:
+    path = Path(source.argument).expanduser() if source.argument else root / source.corpus
+    if not path.is_dir():
+        raise DataError(
+            f"the folder {str(path)!r} does not exist",
+            expected=f"the {source.corpus} corpus in its published layout",
+            where=f"source {source.text!r}",
+            do=(
+                "Correct the path"
+                if source.argument
+                else f"Set {ENVIRONMENT} to the folder that holds {source.corpus!r}, or type its path: "
+                f"{source.corpus}:PATH"
+            ),
+        )
+    return path
+
+
+def _mtfl(source: Source, root: Path, strict: bool) -> Corpus:
+    from edgeface.data import mtfl
+
+    return mtfl.read(_folder_of(source, root), source=source.text, split=source.split or "train", strict=strict)
+
+
+READERS: dict[str, Callable[[Source, Path, bool], Corpus]] = {
+    "mtfl": _mtfl,
+}
