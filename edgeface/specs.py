@@ -1,8 +1,8 @@
 """Every stage's frozen spec, with the names it may use.
 
 A recipe is these dataclasses written in TOML (config.py). Names of students, backbones, optimisers and so on are listed
-here, so that a recipe is checked whole before any stage is imported; each stage holds a literal table with exactly these
-keys, and a test keeps the two equal. Range checks live in `__post_init__`, as ConfigError with the key in `where`.
+here, so that a recipe is checked whole before any stage is imported; each stage holds a literal table with exactly
+these keys, and a test keeps the two equal. Range checks live in `__post_init__`, as ConfigError with the key in `where`.
 """
 
 from __future__ import annotations
@@ -269,9 +269,9 @@ class TrainSpec:
             _unless(math.isfinite(self.lr) and self.lr > 0.0, "lr", self.lr, "a positive number"),
             _unless(0.0 <= self.weight_decay < 1.0, "weight_decay", self.weight_decay, "a number in [0, 1)"),
             _unless(0.0 <= self.momentum < 1.0, "momentum", self.momentum, "a number in [0, 1)"),
-            _unless(0.0 <= self.warmup_epochs, "warmup_epochs", self.warmup_epochs, "0 or more"),
+            _unless(self.warmup_epochs >= 0.0, "warmup_epochs", self.warmup_epochs, "0 or more"),
             _unless(0.0 <= self.ema < 1.0, "ema", self.ema, "a decay in [0, 1)"),
-            _unless(0.0 <= self.clip, "clip", self.clip, "0 or more"),
+            _unless(self.clip >= 0.0, "clip", self.clip, "0 or more"),
             _unless_one_of(DTYPES, "dtype", self.dtype),
             _unless(self.checkpoint_s > 0.0, "checkpoint_s", self.checkpoint_s, "more than 0 seconds"),
         )
@@ -383,8 +383,8 @@ class Recipe:
         seed: Decides every random choice together with epoch and sample id.
         threads: CPU threads; 0 takes all and writes the number into the resolved recipe.
         tasks: Task names with their loss weights.
-        budget: Largest allowed worsening of a task's main metric from fp32 student to built file, in points (accuracies,
-            failure and NME percent), relative percent for errors in other units.
+        budget: Largest allowed worsening of a task's main metric from fp32 student to built file, in points
+            (accuracies, failure and NME percent), relative percent for errors in other units.
     """
 
     name: str
