@@ -2,7 +2,8 @@
 
 A recipe is these dataclasses written in TOML (config.py). Names of students, backbones, optimisers and so on are listed
 here, so that a recipe is checked whole before any stage is imported; each stage holds a literal table with exactly
-these keys, and a test keeps the two equal. Range checks live in `__post_init__`, as ConfigError with the key in `where`.
+these keys, and a test keeps the two equal. Range checks live in `__post_init__`: a ConfigError with the key in `where`,
+or one that lists several such faults.
 """
 
 from __future__ import annotations
