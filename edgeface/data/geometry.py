@@ -73,8 +73,7 @@ def apply_matrix(matrices: Array, points: Array) -> Array:
         (N, K, 2).
     """
     columns = matrices[:, None]  # (N, 1, 2, 3)
-    moved = columns[..., 0] * points[..., 0:1] + columns[..., 1] * points[..., 1:2] + columns[..., 2]
-    return moved  # type: ignore[no-any-return]
+    return columns[..., 0] * points[..., 0:1] + columns[..., 1] * points[..., 1:2] + columns[..., 2]
 
 
 def relabel_mirrored(labels: dict[str, Tensor], mirrored: Tensor) -> dict[str, Tensor]:
@@ -174,6 +173,6 @@ def _weights(start: float, side: float, *, length: int, px: int) -> tuple[NDArra
     first, last = int(inside[0]), int(inside[-1])
     if last - first + 1 == len(taps):
         return whole, first
-    folded = np.zeros((px, last - first + 1))
-    np.add.at(folded, (slice(None), inside - first), whole)  # taps beyond the border land on the border pixel
-    return folded, first
+    # Taps beyond the border land on the border pixel.
+    onto = (inside[:, None] == np.arange(first, last + 1)).astype(np.float64)
+    return whole @ onto, first

@@ -7,13 +7,13 @@ Layout, as published: `training.txt` and `testing.txt`, one face a line,
 
     path x1 x2 x3 x4 x5 y1 y2 y3 y4 y5 gender smile glasses pose
 
-with pictures in `lfw_5590`, `net_7876` and `AFLW`. Every line but the first begins with a space, and training.txt writes
-paths with backslashes. Points are left eye, right eye, nose tip, left and right mouth corner as seen in the picture; gender
-is 1 male, 2 female; smile and glasses are 1 yes, 2 no; pose is 1 (left profile) to 5 (right profile).
+with pictures in `lfw_5590`, `net_7876` and `AFLW`. Every line but the first begins with a space, and training.txt
+writes paths with backslashes. Points are left eye, right eye, nose tip, left and right mouth corner as seen in the
+picture; gender is 1 male, 2 female; smile and glasses are 1 yes, 2 no; pose is 1 (left profile) to 5 (right profile).
 
-The crop comes from the picture's size alone. Each of the three sources was cut by a detector with its own margin, so the
-mean extent of the five points and the centre of their box are constants of the source: three numbers for each kind of
-picture, averaged over the labels of that source (for AFLW, over test labels, which a result on it should say).
+The crop comes from the picture's size alone. Each of the three sources was cut by a detector with its own margin, so
+the mean extent of the five points and the centre of their box are constants of the source: three numbers for each kind
+of picture, averaged over the labels of that source (for AFLW, over test labels, which a result on it should say).
 """
 
 from __future__ import annotations
@@ -141,9 +141,7 @@ def read(
             crop = nominal_crop(key.split("/")[0], width, height)
         except DataError as error:
             if strict:
-                raise DataError(
-                    error.found, expected=error.expected, where=error.where or where, do=error.do
-                ) from None
+                raise DataError(error.found, expected=error.expected, where=error.where or where, do=error.do) from None
             skipped[error.found.split(":")[0]].append(f"{key} ({listing.name}:{number})")
             continue
         stat = file.stat()

@@ -1,7 +1,7 @@
 """Decoded once: square crops of one size in a memory-mapped file, with their labels.
 
-A pack is a folder in the cache: images.npy (N, px, px, 3) uint8, labels.npz, and pack.json, which is written last inside a
-folder that is renamed whole, so a pack is complete or absent. Its name is a hash of everything that decides its contents.
+A pack is a folder in the cache: images.npy (N, px, px, 3) uint8, labels.npz and pack.json. It is written aside and
+renamed whole, so a pack is complete or absent. Its name is a hash of everything that decides its contents.
 """
 
 from __future__ import annotations
@@ -144,9 +144,7 @@ def pack(
 
 
 def _key(corpus: Corpus, *, px: int, margin: float) -> str:
-    digest = hashlib.sha256(
-        json.dumps([VERSION, corpus.name, corpus.split, corpus.fingerprint, px, margin]).encode()
-    )
+    digest = hashlib.sha256(json.dumps([VERSION, corpus.name, corpus.split, corpus.fingerprint, px, margin]).encode())
     digest.update("\n".join(corpus.keys).encode())
     digest.update("\n".join(corpus.people).encode())
     digest.update(np.ascontiguousarray(corpus.crops).tobytes())

@@ -1,0 +1,148 @@
+"""Batches for training: an endless, resumable order over one or more packs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgeface.data.augment import augment, hash64
+from edgeface.data.corpus import unlabelled
+from edgeface.data.geometry import require_mirror
+from edgeface.data.pack import Pack
+from edgeface.errors import ConfigError
+from edgeface.specs import AugmentSpec
+from edgeface.tasks import TASKS
+
+_ORDER = 0x6F72646572  # keeps the order's random numbers apart from augmentation's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Augmented crops with their labels.
+
+    Attributes:
+        images: (B, 3, I, I) float32, whole values 0 to 255.
+        labels: Every requested task, coded as in tasks.py; landmarks in sides of these crops.
+        ids: (B,) int64 place of each sample in the packs laid end to end.
+    """
+
+    images: Tensor
+    labels: dict[str, Tensor]
+    ids: Tensor
+
+
+class Batches:
+    """Shuffled, augmented batches.
+
+    Order and augmentation are pure functions of (seed, epoch, sample id). Ids count through the packs as given.
+
+    Args:
+        packs: Packs of one size and margin.
+        tasks: Tasks whose labels are wanted; a pack without one contributes samples without a label.
+        augment: How crops vary.
+        input_px: Side of the crops handed out.
+        batch: Samples of a batch; a last, shorter one is dropped.
+        seed: Decides order and augmentation together with the epoch.
+
+    Raises:
+        ConfigError: Packs of different size or margin, fewer samples than one batch, or a task nobody labels.
+        UnsupportedError: Mirroring of landmarks whose mirrored order is not known.
+    """
+
+    def __init__(
+        self,
+        packs: Sequence[Pack],
+        *,
+        tasks: Sequence[str],
+        augment: AugmentSpec,
+        input_px: int,
+        batch: int,
+        seed: int,
+    ) -> None:
+        shapes = {(pack.px, pack.margin) for pack in packs}
+        if len(shapes) != 1:
+            raise ConfigError(
+                f"packs of (pixels, margin) {sorted(shapes)}", expected="one size and one margin", where="data.train"
+            )
+        ((_, self._margin),) = shapes
+        self._images = [pack.images for pack in packs]
+        self._starts = np.cumsum([0, *(len(pack) for pack in packs)])
+        self._count = int(self._starts[-1])
+        self._labels = {name: _joined(packs, name) for name in tasks}
+        self._augment, self._input_px, self._batch, self._seed = augment, input_px, batch, seed
+        if self._count < batch:
+            raise ConfigError(
+                f"{self._count} samples", expected=f"at least one batch of {batch}", where="train.batch", do="Lower it"
+            )
+        unknown = [name for name in tasks if not any(name in pack.labels for pack in packs)]
+        if unknown:
+            raise ConfigError(
+                f"no source labels {', '.join(map(repr, unknown))}",
+                expected=f"tasks among {', '.join(sorted({name for pack in packs for name in pack.labels}))}",
+                where="tasks",
+                do="Drop the task, or add a source that has its labels",
+            )
+        if augment.mirror_share > 0.0:
+            for name in tasks:
+                require_mirror(name)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in one epoch."""
+        return self._count // self._batch
+
+    @property
+    def labels(self) -> dict[str, Tensor]:
+        """All labels by id; landmarks in sides of the PACKED crop."""
+        return dict(self._labels)
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """(N,) ids in the order of an epoch."""
+        ids = torch.arange(self._count)
+        keys = hash64(self._seed ^ _ORDER, epoch, ids, draws=1)[:, 0]
+        return torch.argsort(keys, stable=True).numpy()
+
+    def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from a step on."""
+        order = self.order(epoch)
+        for step in range(start_step, self.steps_per_epoch):
+            yield self.at(order[step * self._batch : (step + 1) * self._batch], epoch=epoch)
+
+    def at(self, ids: NDArray[np.int64], *, epoch: int) -> Batch:
+        """The batch of these ids, as they look in an epoch."""
+        chosen = torch.from_numpy(np.ascontiguousarray(ids))
+        images, labels = augment(
+            torch.from_numpy(self._gather(ids)),
+            {name: values[chosen] for name, values in self._labels.items()},
+            spec=self._augment,
+            margin=self._margin,
+            out_px=self._input_px,
+            seed=self._seed,
+            epoch=epoch,
+            ids=chosen,
+        )
+        return Batch(images=images, labels=labels, ids=chosen)
+
+    def _gather(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+        first = self._images[0]
+        gathered = np.empty((len(ids), *first.shape[1:]), dtype=np.uint8)
+        owner = np.searchsorted(self._starts, ids, side="right") - 1
+        for number, images in enumerate(self._images):
+            rows = np.flatnonzero(owner == number)
+            gathered[rows] = images[ids[rows] - self._starts[number]]
+        return gathered
+
+
+def _joined(packs: Sequence[Pack], name: str) -> Tensor:
+    """Labels of one task over all packs; packs without it contribute missing labels."""
+    task = TASKS[name]
+    parts = [pack.labels[name] if name in pack.labels else unlabelled(task, len(pack)) for pack in packs]
+    return torch.from_numpy(np.concatenate(parts))
