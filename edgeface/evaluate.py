@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.specs import ModelSpec
+from edgeface.errors import DataError, ModelError
+from edgeface.metrics import Scores, agreement, score, why_absent
+from edgeface.specs import ModelSpec, OutputSpec
+from edgeface.tasks import TASKS, Kind
+
+if TYPE_CHECKING:
+    from edgeface.data.pack import Pack
 
 Outputs = dict[str, NDArray[np.float32]]
 
@@ -41,3 +51,258 @@ class Runner(Protocol):
             Integer outputs are dequantized.
         """
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What one model answered on one source, and how well.
+
+    Attributes:
+        model: The model as the user named it.
+        spec: Its input and outputs.
+        runtime: What ran it.
+        precision: In which arithmetic.
+        source: The source as the user named it.
+        licence: The corpus's terms.
+        research_only: Whether its pictures may leave the folder they are in.
+        keys: Sample ids, in row order.
+        skipped: Reason to the ids of the samples that were left out.
+        outputs: Raw outputs by name, (N, *shape).
+        predictions: Task name to decoded answers, in the forms of metrics.py.
+        labels: Task name to labels, of the tasks the model and the source share.
+        tasks: Task name to its metrics.
+        absent: Task name to why its main metric is not among them.
+        agreement: Task name to agreement with the teacher; empty without one.
+    """
+
+    model: str
+    spec: ModelSpec
+    runtime: str
+    precision: str
+    source: str
+    licence: str
+    research_only: bool
+    keys: tuple[str, ...]
+    skipped: Mapping[str, tuple[str, ...]]
+    outputs: Outputs
+    predictions: Mapping[str, NDArray[Any]]
+    labels: Mapping[str, NDArray[Any]]
+    tasks: Mapping[str, Scores]
+    absent: Mapping[str, str]
+    agreement: Mapping[str, Scores] = field(default_factory=dict)
+
+    @property
+    def samples(self) -> int:
+        return len(self.keys)
+
+    def as_json(self) -> dict[str, object]:
+        """The `eval` object of the command line's JSON contract; accuracies in 0 to 1, `*_percent` in percent."""
+        return {
+            "schema": 1,
+            "model": self.model,
+            "runtime": self.runtime,
+            "precision": self.precision,
+            "data": self.source,
+            "licence": self.licence,
+            "research_only": self.research_only,
+            "samples": self.samples,
+            "skipped": {reason: len(keys) for reason, keys in self.skipped.items()},
+            "tasks": {name: dict(scores) for name, scores in self.tasks.items()},
+            "absent": dict(self.absent),
+            "teacher_agreement": {name: dict(scores) for name, scores in self.agreement.items()},
+        }
+
+
+def decode(spec: ModelSpec, outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Answers from raw outputs, as the manifest's post-processing contract states them.
+
+    Args:
+        spec: The model's outputs.
+        outputs: Output name to (N, *shape): logits, offsets in crop sides, scores.
+
+    Returns:
+        Task name to: landmarks (N, K, 2) in crop sides, mean shape plus offset; classes (N,) the largest logit, two
+        classes by OutputSpec.threshold; age (N,) years, expectation over the softmax; score (N,) as it comes;
+        attributes (N, M) 0 or 1, each by the threshold; identity (N, D) of length 1.
+
+    Raises:
+        ModelError: An output is missing, has another shape, or is not finite.
+    """
+    return {output.task: _decode(output, _raw(output, outputs)) for output in spec.outputs}
+
+
+def probabilities(output: OutputSpec, raw: NDArray[Any]) -> NDArray[np.float64]:
+    """Class probabilities of an output of class, age or attribute logits.
+
+    Args:
+        output: Its specification.
+        raw: (N, *shape) logits.
+
+    Returns:
+        (N, C) softmax; for attributes (N, M) sigmoid, each on its own.
+    """
+    logits = raw.astype(np.float64)
+    if TASKS[output.task].kind is Kind.ATTRIBUTES:
+        return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)))  # the sigmoid, without overflow
+    return _softmax(logits)
+
+
+def evaluate(
+    runner: Runner,
+    pack: Pack,
+    *,
+    model: str = "",
+    batch: int = 64,
+    progress: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Run a model over a source's evaluation crops and score it on every task that both have.
+
+    Args:
+        runner: The model.
+        pack: Evaluation crops: margin 1, px = runner.spec.input_px.
+        model: Name for the result; "" takes the model's own.
+        batch: Pictures per call of the runner.
+        progress: Called after each batch with the number of samples done.
+
+    Raises:
+        DataError: The pack is empty, or its crops are not this model's input.
+        ModelError: An output is missing, has another shape, or is not finite.
+    """
+    spec = runner.spec
+    _refuse_other_crops(spec, pack)
+    parts: dict[str, list[NDArray[np.float32]]] = {output.name: [] for output in spec.outputs}
+    for start in range(0, len(pack.keys), batch):
+        images = np.ascontiguousarray(pack.images[start : start + batch])
+        answers = runner.run(images)
+        for output in spec.outputs:
+            part = _raw(output, answers)
+            if len(part) != len(images):
+                raise ModelError(
+                    f"{len(part)} rows of output {output.name!r} for {len(images)} pictures",
+                    expected="one row per picture",
+                    where=model or spec.name,
+                )
+            parts[output.name].append(part)
+        if progress is not None:
+            progress(start + len(images))
+    outputs = {name: np.concatenate(each) for name, each in parts.items()}
+    predictions = decode(spec, outputs)
+    shared = [name for name in predictions if name in pack.labels]
+    tasks = {name: score(TASKS[name], predictions[name], pack.labels[name]) for name in shared}
+    absent = {name: f"{pack.name} has no labels for it" for name in predictions if name not in tasks}
+    absent |= {name: why for name in shared if (why := why_absent(TASKS[name], tasks[name]))}
+    return Evaluation(
+        model=model or spec.name,
+        spec=spec,
+        runtime=runner.runtime,
+        precision=runner.precision,
+        source=pack.source,
+        licence=pack.licence,
+        research_only=pack.research_only,
+        keys=tuple(pack.keys),
+        skipped={reason: tuple(keys) for reason, keys in pack.skipped.items()},
+        outputs=outputs,
+        predictions=predictions,
+        labels={name: pack.labels[name] for name in shared},
+        tasks=tasks,
+        absent=absent,
+    )
+
+
+def teacher_agreement(evaluation: Evaluation, teacher: Evaluation) -> dict[str, Scores]:
+    """Agreement of a model with its teacher on the same samples, per task that both answer.
+
+    Landmarks are compared in crop sides, so the two may differ in input size.
+
+    Raises:
+        DataError: The two were evaluated on different samples.
+    """
+    if evaluation.keys != teacher.keys:
+        raise DataError(
+            f"{evaluation.samples} samples of {evaluation.source!r}",
+            expected=f"the {teacher.samples} samples of {teacher.source!r} that the teacher answered, in that order",
+            where=f"agreement of {evaluation.model!r} with {teacher.model!r}",
+            do="Score both on the same source",
+        )
+    shared = [name for name in evaluation.predictions if name in teacher.predictions]
+    return {name: agreement(TASKS[name], evaluation.predictions[name], teacher.predictions[name]) for name in shared}
+
+
+def evaluation_pack(source: str, spec: ModelSpec, *, root: Path, strict: bool = False) -> Pack:
+    """Evaluation crops of a source for a model: the nominal crop at the model's input size, as its users will cut it.
+
+    Args:
+        source: `CORPUS[:PATH][@SPLIT]`, `synthetic:N[@SPLIT]` or `folder:PATH[@SPLIT]`.
+        spec: The model's input.
+        root: Folder that holds the corpora.
+        strict: Whether a sample that cannot be read is an error; otherwise it is counted and listed.
+    """
+    from edgeface.data.pack import pack
+    from edgeface.data.sources import open_source
+
+    return pack(open_source(source, root=root, strict=strict), px=spec.input_px, margin=1.0)
+
+
+def _decode(output: OutputSpec, raw: NDArray[Any]) -> NDArray[Any]:
+    kind = TASKS[output.task].kind
+    if kind is Kind.LANDMARKS:
+        return np.asarray(np.asarray(output.mean_shape, np.float32) + raw)
+    if kind is Kind.SCORE:
+        return raw[:, 0]
+    if kind is Kind.AGE:
+        return np.asarray(_softmax(raw.astype(np.float64)) @ np.arange(raw.shape[1]))
+    if kind is Kind.IDENTITY:
+        return np.asarray(raw / np.maximum(np.linalg.norm(raw, axis=1, keepdims=True), 1e-12))
+    # Decisions compare logits, not probabilities, so that equal logits decide alike on every runtime.
+    cut = _logit(output)
+    if kind is Kind.ATTRIBUTES:
+        return np.asarray(raw.astype(np.float64) > cut).astype(np.int8)
+    if raw.shape[1] == 2:
+        return np.asarray(raw[:, 1].astype(np.float64) - raw[:, 0] > cut).astype(np.int64)
+    return np.asarray(raw.argmax(1)).astype(np.int64)
+
+
+def _logit(output: OutputSpec) -> float:
+    if not 0.0 < output.threshold < 1.0:
+        raise ModelError(
+            f"{output.threshold!r}", expected="a probability between 0 and 1", where=f"threshold of {output.name!r}"
+        )
+    return math.log(output.threshold / (1.0 - output.threshold))
+
+
+def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    power = np.exp(logits - logits.max(1, keepdims=True))
+    return np.asarray(power / power.sum(1, keepdims=True))
+
+
+def _raw(output: OutputSpec, outputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    where = f"output {output.name!r}"
+    if output.name not in outputs:
+        names = ", ".join(map(repr, outputs)) or "none"
+        raise ModelError(f"outputs {names}", expected=f"one named {output.name!r}", where=where)
+    raw = outputs[output.name]
+    if raw.shape[1:] != output.shape:
+        raise ModelError(f"shape {raw.shape}", expected=f"(N, {', '.join(map(str, output.shape))})", where=where)
+    # Here, because an argmax or a threshold would turn NaN into a decision like any other.
+    if not np.isfinite(raw).all():
+        raise ModelError(
+            f"{int((~np.isfinite(raw)).sum())} of {raw.size} values are not finite",
+            expected="finite outputs",
+            where=where,
+            do="Train with a lower learning rate, or check an exported file with `edgeface parity`",
+        )
+    return raw
+
+
+def _refuse_other_crops(spec: ModelSpec, pack: Pack) -> None:
+    if len(pack.keys) == 0:
+        raise DataError(
+            "no sample", expected="at least one face", where=pack.source, do="Check the source and its split"
+        )
+    if pack.px != spec.input_px or pack.margin != 1.0:
+        raise DataError(
+            f"crops of {pack.px} px with margin {pack.margin}",
+            expected=f"{spec.input_px} px with margin 1.0, the input of {spec.name!r}",
+            where=pack.source,
+            do="Open them with edgeface.evaluate.evaluation_pack",
+        )
