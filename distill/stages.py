@@ -1,0 +1,372 @@
+"""The two float stages: train a teacher, distil a student. Each takes a recipe and data and leaves a checkpoint."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from distill.objective import Objective
+from distill.train import Progress, Trained, train
+from edgeface.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from edgeface.config import to_plain
+from edgeface.data.loader import Batches
+from edgeface.data.pack import Pack, pack
+from edgeface.data.sources import data_root, open_source
+from edgeface.errors import ConfigError, DataError
+from edgeface.evaluate import evaluate
+from edgeface.files import sha256_json
+from edgeface.metrics import main_metric
+from edgeface.models.network import MultiTaskNetwork, build_network, model_spec
+from edgeface.models.runner import TorchRunner
+from edgeface.provenance import provenance
+from edgeface.specs import ModelSpec, NetworkSpec, OutputSpec, Recipe, TrainSpec, output_spec
+from edgeface.tasks import TASKS, Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Report = Callable[[Progress], None]
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_FORMAT = 1  # raise it when the same recipe and data begin to give other weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """Everything a run trains and validates on.
+
+    Attributes:
+        train: Packs with room around the nominal crop for augmentation.
+        val: Source names of the validation sets.
+        root: Folder that holds the corpora.
+        outputs: Task name to its output, mean shapes included.
+        content_hash: Digest of the training pictures and labels.
+    """
+
+    train: Sequence[Pack]
+    val: Sequence[str]
+    root: Path
+    outputs: Mapping[str, OutputSpec]
+    content_hash: str
+
+    @property
+    def licences(self) -> list[str]:
+        return [f"{part.name}: {part.licence}" for part in self.train]
+
+    @property
+    def research_only(self) -> bool:
+        return any(part.research_only for part in self.train)
+
+    def validation(self, input_px: int) -> list[Pack]:
+        """Evaluation crops of the validation sources, cut as users of the model will cut them."""
+        return [pack(open_source(source, root=self.root), px=input_px, margin=1.0) for source in self.val]
+
+
+def use_threads(recipe: Recipe) -> None:
+    """Fix the number of CPU threads: results depend on it, so the recipe holds it."""
+    torch.set_num_threads(recipe.threads)
+
+
+def resolve(recipe: Recipe) -> Recipe:
+    """The recipe with every automatic value replaced by what it stands for on this machine."""
+    from dataclasses import replace
+
+    if recipe.threads:
+        return recipe
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return replace(recipe, threads=cores)
+
+
+def training_data(
+    recipe: Recipe, *, strict: bool = False, progress: Callable[[str, int, int], None] | None = None
+) -> TrainingData:
+    """Open and pack the recipe's sources; the second time the cache answers.
+
+    Args:
+        recipe: A resolved recipe.
+        strict: Whether a sample that cannot be read is an error.
+        progress: Called with (source, crops done, crops in all).
+
+    Raises:
+        DataError: A source is missing or empty.
+        ConfigError: No source labels one of the tasks.
+    """
+    root = data_root(recipe.data.root)
+    parts = []
+    for source in recipe.data.train:
+        corpus = open_source(source, root=root, strict=strict)
+        told = None if progress is None else (lambda done, total, source=source: progress(source, done, total))
+        parts.append(pack(corpus, px=recipe.data.pack_px, margin=recipe.data.margin, progress=told))
+    if sum(len(part) for part in parts) == 0:
+        raise DataError("no usable sample", expected="at least one", where=f"data.train = {list(recipe.data.train)!r}")
+    outputs = {}
+    for name in recipe.tasks:
+        if not any(name in part.labels for part in parts):
+            offered = sorted({task for part in parts for task in part.labels})
+            raise ConfigError(
+                f"no training source labels {name!r}",
+                expected=f"tasks among {', '.join(map(repr, offered))}",
+                where=f"tasks.{name}",
+                do="Take the task out, or add a source that labels it to data.train",
+            )
+        outputs[name] = output_spec(name, mean_shape=_mean_shape(name, parts))
+    return TrainingData(
+        train=tuple(parts),
+        val=recipe.data.val,
+        root=root,
+        outputs=outputs,
+        content_hash=sha256_json([part.content_hash for part in parts]),
+    )
+
+
+def _mean_shape(name: str, parts: Sequence[Pack]) -> tuple[tuple[float, float], ...]:
+    """Mean landmarks of the training faces, in sides of the nominal crop; empty for other kinds of task."""
+    if TASKS[name].kind is not Kind.LANDMARKS:
+        return ()
+    shapes = []
+    for part in parts:
+        if name in part.labels:
+            points = part.labels[name].astype(np.float64)
+            points = points[np.isfinite(points).all(axis=(1, 2))]
+            shapes.append((points - 0.5) * part.margin + 0.5)  # packed crop sides to nominal crop sides
+    mean = np.concatenate(shapes).mean(axis=0)
+    return tuple((round(float(x), 6), round(float(y), 6)) for x, y in mean)
+
+
+def batches_for(recipe: Recipe, data: TrainingData, *, spec: TrainSpec, input_px: int, seed: int) -> Batches:
+    """Augmented training batches at an input size."""
+    return Batches(
+        data.train,
+        tasks=tuple(recipe.tasks),
+        augment=recipe.augment,
+        input_px=input_px,
+        batch=spec.batch,
+        seed=seed,
+    )
+
+
+def watcher(data: TrainingData, model: ModelSpec) -> Callable[[nn.Module], Mapping[str, float]] | None:
+    """Gives the main metric of every task on the validation sources, as `task.metric`."""
+    packs = data.validation(model.input_px)
+    if not packs:
+        return None
+
+    def watch(network: nn.Module) -> Mapping[str, float]:
+        rows: dict[str, float] = {}
+        for part in packs:
+            scored = evaluate(TorchRunner(network, model), part, batch=256)
+            for task, scores in scored.tasks.items():
+                key = main_metric(TASKS[task], scores)
+                if key in scores:
+                    rows.setdefault(f"{task}.{key}", float(scores[key]))
+        return rows
+
+    return watch
+
+
+def stage_key(stage: str, recipe: Recipe, data: TrainingData, *, network: NetworkSpec, spec: TrainSpec) -> str:
+    """Digest of everything a stage's weights depend on, apart from earlier stages."""
+    plain = to_plain(recipe)
+    timeless = {name: value for name, value in to_plain(spec).items() if name != "checkpoint_s"}
+    return sha256_json(
+        {
+            "format": _FORMAT,
+            "stage": stage,
+            "seed": recipe.seed,
+            "threads": recipe.threads,
+            "tasks": plain["tasks"],
+            "augment": plain["augment"],
+            "loss": plain["loss"],
+            "network": to_plain(network),
+            "train": timeless,
+            "data": data.content_hash,
+        }
+    )
+
+
+def finished(folder: Path, key: str) -> Checkpoint | None:
+    """The stage's checkpoint when it is there, whole, and made from the same recipe and data."""
+    if not (folder / "manifest.json").is_file():
+        return None
+    checkpoint = load_checkpoint(folder)
+    return checkpoint if checkpoint.manifest["key"] == key else None
+
+
+def save_stage(
+    folder: Path,
+    *,
+    kind: str,
+    key: str,
+    network: NetworkSpec,
+    model: ModelSpec,
+    trained: Trained,
+    recipe: Recipe,
+    data: TrainingData,
+    made_from: Mapping[str, str],
+) -> Checkpoint:
+    """Save a finished stage; the step checkpoint goes, so a stopped run ends with the same files as an unstopped one.
+
+    Args:
+        made_from: Stage name to the weights' digest of the checkpoints it was made from.
+    """
+    from edgeface.config import dump_recipe
+
+    return save_checkpoint(
+        folder,
+        kind=kind,
+        network=network,
+        model=model,
+        weights=trained.weights,
+        provenance=provenance(seed=recipe.seed, licences=data.licences, research_only=data.research_only),
+        extra={
+            "key": key,
+            "made_from": dict(made_from),
+            "training": {"steps": trained.steps, "samples": trained.samples, "seconds": round(trained.seconds, 1)},
+        },
+        texts={"recipe.toml": dump_recipe(recipe), "curve.csv": trained.curve},
+    )
+
+
+def train_teacher(recipe: Recipe, data: TrainingData, folder: Path, *, report: Report | None = None) -> Checkpoint:
+    """Train the teacher on labels alone.
+
+    Args:
+        recipe: A resolved recipe.
+        data: From `training_data`.
+        folder: Becomes the checkpoint; `folder.partial` beside it holds the step checkpoint meanwhile.
+        report: Told of progress.
+    """
+    spec = recipe.teacher
+    key = stage_key("teacher", recipe, data, network=spec.network, spec=spec.train)
+    done = finished(folder, key)
+    if done is not None:
+        return done
+    use_threads(recipe)
+    model = model_spec(spec.network, tuple(data.outputs.values()))
+    network = build_network(spec.network, model, seed=recipe.seed)
+    objective = Objective(model=model, weights=recipe.tasks, loss=recipe.loss, distill=recipe.distill)
+    trained = train(
+        network,
+        objective,
+        batches_for(recipe, data, spec=spec.train, input_px=spec.network.input_px, seed=recipe.seed),
+        spec=spec.train,
+        seed=recipe.seed,
+        key=key,
+        partial=partial_folder(folder),
+        watch=watcher(data, model),
+        report=report,
+    )
+    checkpoint = save_stage(
+        folder,
+        kind="teacher",
+        key=key,
+        network=spec.network,
+        model=model,
+        trained=trained,
+        recipe=recipe,
+        data=data,
+        made_from={},
+    )
+    _remove(partial_folder(folder))
+    return checkpoint
+
+
+def train_student(
+    recipe: Recipe,
+    data: TrainingData,
+    folder: Path,
+    *,
+    teacher: Checkpoint | None,
+    report: Report | None = None,
+) -> Checkpoint:
+    """Distil a float student; without a teacher, or with distill.soft = 0, it learns from labels alone.
+
+    Args:
+        teacher: The teacher's checkpoint.
+        Others as in `train_teacher`.
+    """
+    spec = recipe.student
+    key = sha256_json(
+        {
+            "stage": stage_key("student", recipe, data, network=spec.network, spec=spec.train),
+            "distill": to_plain(recipe.distill),
+            "teacher": "" if teacher is None else teacher.sha256,
+        }
+    )
+    done = finished(folder, key)
+    if done is not None:
+        return done
+    use_threads(recipe)
+    model = model_spec(spec.network, tuple(data.outputs.values()))
+    network = build_network(spec.network, model, seed=recipe.seed + 1)
+    trained = train(
+        network,
+        objective_with(recipe, model, teacher=teacher),
+        batches_for(recipe, data, spec=spec.train, input_px=spec.network.input_px, seed=recipe.seed + 1),
+        spec=spec.train,
+        seed=recipe.seed + 1,
+        key=key,
+        partial=partial_folder(folder),
+        watch=watcher(data, model),
+        report=report,
+    )
+    checkpoint = save_stage(
+        folder,
+        kind="student",
+        key=key,
+        network=spec.network,
+        model=model,
+        trained=trained,
+        recipe=recipe,
+        data=data,
+        made_from={} if teacher is None else {"teacher": teacher.sha256},
+    )
+    _remove(partial_folder(folder))
+    return checkpoint
+
+
+def objective_with(recipe: Recipe, model: ModelSpec, *, teacher: Checkpoint | None) -> Objective:
+    """The recipe's objective, under a teacher where there is one."""
+    if teacher is None or recipe.distill.soft == 0.0:
+        return Objective(model=model, weights=recipe.tasks, loss=recipe.loss, distill=recipe.distill)
+    network = load_network(teacher).eval()
+    network.requires_grad_(False)
+    network.to(device=_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Objective(
+        model=model,
+        weights=recipe.tasks,
+        loss=recipe.loss,
+        distill=recipe.distill,
+        teacher=network,
+        teacher_model=teacher.model,
+        teacher_dtype=_DTYPES[recipe.teacher.train.dtype],
+    )
+
+
+def load_network(checkpoint: Checkpoint) -> MultiTaskNetwork:
+    """The float network of a teacher's or student's checkpoint, with its weights."""
+    network = build_network(checkpoint.network, checkpoint.model)
+    network.load_state_dict(checkpoint.weights())
+    return network
+
+
+def partial_folder(folder: Path) -> Path:
+    """Where a stage keeps its step checkpoint while it trains."""
+    return folder.with_name(f"{folder.name}.partial")
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
