@@ -21,6 +21,7 @@ class MultiTaskNetwork(nn.Module):
     """A backbone with a head per output.
 
     Attributes:
+        input_px: Side of the square input.
         standardize: (x − mean) / std.
         backbone: Pictures to (B, D) features.
         hidden: Shared layer behind the backbone; identity when the spec has none.
@@ -29,6 +30,7 @@ class MultiTaskNetwork(nn.Module):
 
     def __init__(self, network: NetworkSpec, model: ModelSpec) -> None:
         super().__init__()
+        self.input_px = network.input_px
         built = BUILDERS[network.backbone](width=network.width, input_px=network.input_px, head=network.head)
         self.shapes: dict[str, tuple[int, ...]] = {output.name: output.shape for output in model.outputs}
         self.standardize = Standardize(model.mean, model.std)
