@@ -382,7 +382,10 @@ def _read_tuple(
 
 
 def _wrong_type(value: object, expected: str, path: str) -> ConfigError:
-    found = repr(value) if isinstance(value, bool | int | float | str) else _describe(type(value))
+    if isinstance(value, bool):
+        found = str(value).lower()
+    else:
+        found = repr(value) if isinstance(value, int | float | str) else _describe(type(value))
     do = "Change its type"
     if isinstance(value, str) and expected.startswith("a list"):
         do = f"Put it in brackets: [{_toml_string(value)}]"

@@ -14,7 +14,11 @@ from typing import Any
 
 from edgeface.errors import OutputError
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+# What a place that cannot take an output answers: full, read-only, not ours, or a file where a folder should be.
+NO_ROOM = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO),
+)
 
 
 def output_error(error: OSError, *, where: Path) -> OutputError:
@@ -66,9 +70,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
-        if error.errno in _NO_ROOM:
-            raise output_error(error, where=path) from error
-        raise
+        raise output_error(error, where=path) from error
 
 
 def write_json(path: Path, value: object) -> None:
@@ -104,7 +106,7 @@ def write_folder(folder: Path) -> Iterator[Path]:
         _fsync(folder.parent)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
-        if error.errno in _NO_ROOM:
+        if error.errno in NO_ROOM:
             raise output_error(error, where=folder) from error
         raise
     except BaseException:
