@@ -1,8 +1,8 @@
 """Training crops vary: geometry, light, patches, blur and compression, on whole batches.
 
 Every random number is a hash of (seed, epoch, sample id, draw number), so a sample's picture does not depend on the
-batch it is in, on the number of workers, or on where a run was resumed. For the same reason no arithmetic here depends on
-the order in which a library adds: products of matrices are written out, or are exact in whole numbers.
+batch it is in, on the number of workers, or on where a run was resumed. For the same reason no arithmetic here depends
+on the order in which a library adds: products of matrices are written out, or are exact in whole numbers.
 
 The order is that of a camera: the face moves (one bilinear resampling), the light changes, something covers the face,
 the lens blurs, the file is compressed. The result is whole numbers from 0 to 255, as a deployed network will see.

@@ -169,10 +169,7 @@ def _weights(start: float, side: float, *, length: int, px: int) -> tuple[NDArra
     weights: NDArray[Any] = np.maximum(0.0, 1.0 - np.abs(taps + 0.5 - centres[:, None]) / reach)
     sums = np.cumsum(weights, axis=1)
     whole = np.diff(np.floor(sums / sums[:, -1:] * (1 << WEIGHT_BITS) + 0.5), axis=1, prepend=0.0)
-    inside = np.clip(taps, 0, length - 1)
-    first, last = int(inside[0]), int(inside[-1])
-    if last - first + 1 == len(taps):
-        return whole, first
-    # Taps beyond the border land on the border pixel.
-    onto = (inside[:, None] == np.arange(first, last + 1)).astype(np.float64)
-    return whole @ onto, first
+    inside = whole[:, (taps >= 0) & (taps < length)]
+    inside[:, 0] += whole[:, taps < 0].sum(axis=1)  # taps beyond the border land on the border pixel
+    inside[:, -1] += whole[:, taps >= length].sum(axis=1)
+    return inside, max(low, 0)

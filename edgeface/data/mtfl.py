@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.data.corpus import Corpus
+from edgeface.data.corpus import Corpus, is_validation
 from edgeface.data.images import read_image, read_size
 from edgeface.errors import DataError, UsageError
 
@@ -71,11 +71,6 @@ def person_of(key: str) -> str:
     """The person's name where the file name gives one (lfw_5590), else the key itself."""
     match = _PERSON.match(key)
     return match.group(1) if match else key
-
-
-def is_validation(person: str) -> bool:
-    """True for the tenth of the people (or files) kept for validation."""
-    return int.from_bytes(hashlib.sha256(person.encode()).digest()[:4]) % 10 == 0
 
 
 def mirrored_eyes(landmarks: NDArray[np.float32]) -> int:

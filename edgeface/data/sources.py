@@ -102,6 +102,24 @@ def _mtfl(source: Source, root: Path, strict: bool) -> Corpus:
     return mtfl.read(_folder_of(source, root), source=source.text, split=source.split or "train", strict=strict)
 
 
+def _folder(source: Source, root: Path, strict: bool) -> Corpus:
+    from edgeface.data import folder
+
+    if not source.argument:
+        raise UsageError(
+            "no path", expected="folder:PATH[@SPLIT]", where=f"source {source.text!r}", do="Type the folder's path"
+        )
+    return folder.read(_folder_of(source, root), source=source.text, split=source.split, strict=strict)
+
+
+def _synthetic(source: Source, root: Path, strict: bool) -> Corpus:
+    from edgeface.data import synthetic
+
+    return synthetic.read(source.text)
+
+
 READERS: dict[str, Callable[[Source, Path, bool], Corpus]] = {
     "mtfl": _mtfl,
+    "folder": _folder,
+    "synthetic": _synthetic,
 }
