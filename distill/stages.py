@@ -274,7 +274,7 @@ def train_teacher(recipe: Recipe, data: TrainingData, folder: Path, *, report: R
         data=data,
         made_from={},
     )
-    _remove(partial_folder(folder))
+    remove_partial(folder)
     return checkpoint
 
 
@@ -328,7 +328,7 @@ def train_student(
         data=data,
         made_from={} if teacher is None else {"teacher": teacher.sha256},
     )
-    _remove(partial_folder(folder))
+    remove_partial(folder)
     return checkpoint
 
 
@@ -366,7 +366,8 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _remove(folder: Path) -> None:
+def remove_partial(folder: Path) -> None:
+    """Delete the step checkpoint of a stage whose checkpoint is saved."""
     import shutil
 
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(partial_folder(folder), ignore_errors=True)

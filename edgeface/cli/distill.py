@@ -1,0 +1,207 @@
+"""`edgeface distill`: teacher → student → QAT, from one recipe."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeface.cli.result import Result
+
+if TYPE_CHECKING:
+    from distill.stages import TrainingData
+    from distill.train import Progress
+    from edgeface.checkpoint import Checkpoint
+    from edgeface.evaluate import Evaluation
+    from edgeface.specs import Recipe
+
+_UNTIL = ("teacher", "student")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", nargs="?", default="demo", metavar="RECIPE", help="name or path; default: demo")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=V", help="change a key of the recipe")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="run folder; default: runs/NAME")
+    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    parser.add_argument("--until", choices=_UNTIL, metavar="STAGE", help="stop after the teacher or the student")
+    parser.add_argument("--strict", action="store_true", help="stop at the first sample that cannot be read")
+
+
+def run(arguments: argparse.Namespace) -> Result:
+    from edgeface.config import load_recipe
+    from edgeface.runs import choose_run
+
+    recipe = load_recipe(arguments.recipe, overrides=arguments.set)
+    folder = choose_run(recipe.name, out=arguments.out, resume=arguments.resume)
+    return distill(recipe, folder, until=arguments.until, strict=arguments.strict)
+
+
+def distill(recipe: Recipe, folder: Path, *, until: str | None = None, strict: bool = False) -> Result:
+    """Run a recipe's stages in a run folder; finished ones are not repeated.
+
+    Args:
+        recipe: As loaded; automatic values are resolved here.
+        folder: The run.
+        until: Last stage to run, or None for all.
+        strict: Whether a sample that cannot be read is an error.
+    """
+    from distill.stages import resolve, train_student, train_teacher, training_data
+    from edgeface.cli.console import note
+    from edgeface.config import dump_recipe
+    from edgeface.runs import begin, mark_latest
+    from quantize.stage import train_qat
+
+    recipe = resolve(recipe)
+    with _bars() as bars:
+        packed = bars.packing()
+        data = training_data(recipe, strict=strict, progress=packed)
+        begin(folder, dump_recipe(recipe))
+        _tell_skipped(data)
+        stages: dict[str, Checkpoint] = {}
+        teacher = None
+        if recipe.distill.soft > 0.0 or until == "teacher":
+            _link_teacher(recipe, data, folder)
+            teacher = stages["teacher"] = train_teacher(
+                recipe, data, folder / "teacher", report=bars.stage("teacher", recipe.teacher.network.backbone)
+            )
+        if until != "teacher":
+            student = stages["student"] = train_student(
+                recipe,
+                data,
+                folder / "student",
+                teacher=teacher,
+                report=bars.stage("student", recipe.student.network.backbone),
+            )
+            if until is None:
+                stages["qat"] = train_qat(
+                    recipe,
+                    data,
+                    folder / "qat",
+                    student=student,
+                    teacher=teacher,
+                    report=bars.stage("qat", recipe.student.network.backbone),
+                )
+                mark_latest(folder)
+    note("scoring on the validation faces …")
+    return _result(recipe, data, folder, stages)
+
+
+def _link_teacher(recipe: Recipe, data: TrainingData, folder: Path) -> None:
+    from distill.stages import stage_key
+    from edgeface.cli.console import note
+    from edgeface.runs import share_teacher
+
+    spec = recipe.teacher
+    if share_teacher(folder, stage_key("teacher", recipe, data, network=spec.network, spec=spec.train)):
+        note(f"teacher: the same one is already trained; linked from {(folder / 'teacher').readlink()}")
+
+
+def _tell_skipped(data: TrainingData) -> None:
+    from edgeface.cli.console import note
+
+    for part in data.train:
+        for reason, keys in part.skipped.items():
+            note(f"{part.source}: {len(keys)} skipped, {reason}: {', '.join(keys[:3])}{' …' if len(keys) > 3 else ''}")
+
+
+class _Bars:
+    """Progress of packing and training on stderr; plain lines at each validation where no terminal watches."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+
+    def packing(self) -> Any:
+        tasks: dict[str, Any] = {}
+
+        def told(source: str, done: int, total: int) -> None:
+            if source not in tasks:
+                tasks[source] = self._bar.add_task(f"pack {source}", total=total, note="")
+            self._bar.update(tasks[source], completed=done)
+
+        return told
+
+    def stage(self, name: str, backbone: str) -> Any:
+        from edgeface.cli.console import note, stderr_console, watched
+
+        task: Any = None
+        watching = watched(stderr_console())
+        best: dict[str, float] = {}
+
+        def told(progress: Progress) -> None:
+            nonlocal task
+            if task is None:
+                task = self._bar.add_task(f"{name} ({backbone})", total=progress.steps, note="")
+            best.update(progress.metrics)
+            line = f"loss {progress.loss:.3f}  {progress.samples_per_s:.0f} faces/s  {_metrics_text(best)}"
+            self._bar.update(task, completed=progress.step, note=line)
+            if progress.metrics and not watching:
+                note(f"{name} ({backbone}) step {progress.step}/{progress.steps}  {line}")
+
+        return told
+
+
+@contextmanager
+def _bars() -> Iterator[_Bars]:
+    from edgeface.cli.console import progress
+
+    with progress() as bar:
+        yield _Bars(bar)
+
+
+def _metrics_text(metrics: Mapping[str, float]) -> str:
+    return "  ".join(f"{name.split('.')[0]} {value:.3g}" for name, value in list(metrics.items())[:4])
+
+
+def _result(recipe: Recipe, data: TrainingData, folder: Path, stages: Mapping[str, Checkpoint]) -> Result:
+    from rich.console import Group
+
+    from edgeface.cli.console import table
+    from edgeface.metrics import main_metric
+    from edgeface.tasks import TASKS
+
+    scores = {name: _score(checkpoint, data) for name, checkpoint in stages.items()}
+    payload: dict[str, object] = {
+        "schema": 1,
+        "run": str(folder),
+        "stages": {
+            name: {
+                "folder": str(folder / name),
+                "sha256": checkpoint.sha256,
+                "training": dict(checkpoint.manifest["training"]),
+                "val": {
+                    evaluation.source: {task: dict(s) for task, s in evaluation.tasks.items()}
+                    for evaluation in scores[name]
+                },
+            }
+            for name, checkpoint in stages.items()
+        },
+    }
+    tables = []
+    for number, source in enumerate(data.val):
+        tasks = list(recipe.tasks)
+        rows = []
+        for name in stages:
+            evaluation = scores[name][number]
+            cells = []
+            for task in tasks:
+                found = evaluation.tasks.get(task, {})
+                key = main_metric(TASKS[task], found)
+                cells.append(f"{found[key]:.4g}" if key in found else "–")
+            rows.append([f"{name} ({stages[name].network.backbone})", *cells])
+        metrics = [main_metric(TASKS[task], scores[next(iter(stages))][number].tasks.get(task, {})) for task in tasks]
+        columns = [f"{source}, n = {scores[next(iter(stages))][number].samples}"]
+        columns += [f"{task}\n{metric}" for task, metric in zip(tasks, metrics, strict=True)]
+        tables.append(table(columns, rows))
+    done = "qat" in stages
+    following = f"edgeface build {folder} --target android" if done else f"edgeface distill … --out {folder} --resume"
+    return Result(payload=payload, text=Group(*tables, f"run: {folder}", f"next: {following}"))
+
+
+def _score(checkpoint: Checkpoint, data: TrainingData) -> list[Evaluation]:
+    from edgeface.evaluate import evaluate
+    from targets.runners import open_model
+
+    runner = open_model(checkpoint.folder)
+    return [evaluate(runner, part, model=checkpoint.kind) for part in data.validation(runner.spec.input_px)]
