@@ -1,0 +1,179 @@
+"""`edgeface doctor`: what is installed, which targets build and run here, what to install.
+
+Nothing is believed from metadata: each package is imported in a process of its own, so that a broken install, or one
+that crashes, is seen for what it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+
+from edgeface import __version__
+from edgeface.cli.result import Result
+
+IMPORT_SECONDS = 180  # litert-torch needs 4 s from a warm disk; a cold one on a busy machine can take a minute
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """One package edgeface can use.
+
+    Attributes:
+        name: Its name at the package index.
+        module: What is imported.
+        extra: The extra of edgeface that installs it; "" for the base.
+        use: What for.
+    """
+
+    name: str
+    module: str
+    extra: str
+    use: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What became of importing a package.
+
+    Attributes:
+        version: "" when it is not installed.
+        fault: "" when it was imported, else the reason.
+    """
+
+    version: str
+    fault: str
+
+
+PACKAGES = (
+    Package(name="torch", module="torch", extra="", use="training"),
+    Package(name="numpy", module="numpy", extra="", use="metrics"),
+    Package(name="opencv-python-headless", module="cv2", extra="", use="finding and cropping faces"),
+    Package(name="pillow", module="PIL", extra="", use="reading pictures"),
+    Package(name="safetensors", module="safetensors.torch", extra="", use="checkpoints"),
+    Package(name="lightning-fabric", module="lightning_fabric", extra="", use="the training loop"),
+    Package(name="litert-torch", module="litert_torch", extra="android", use="writing .tflite"),
+    Package(name="ai-edge-quantizer", module="ai_edge_quantizer", extra="android", use="int8 .tflite"),
+    Package(name="ai-edge-litert", module="ai_edge_litert.interpreter", extra="android", use="running .tflite"),
+)
+
+# Target to the packages that building it and running what was built need, beside the base.
+TARGET_PACKAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "android": (("litert-torch", "ai-edge-quantizer", "ai-edge-litert"), ("ai-edge-litert",)),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Import every package edgeface can use, each in a process of its own, and say what works."
+
+
+def run(arguments: argparse.Namespace) -> Result:
+    from edgeface.cli.console import progress
+
+    probes: dict[str, Probe] = {}
+    with progress() as bar:
+        task = bar.add_task("importing", total=len(PACKAGES), note="")
+        for package in PACKAGES:
+            bar.update(task, note=package.name)
+            probes[package.name] = probe(package)
+            bar.advance(task)
+    return report(probes)
+
+
+def probe(package: Package) -> Probe:
+    """Import a package in a process of its own."""
+    try:
+        version = importlib.metadata.version(package.name)
+    except importlib.metadata.PackageNotFoundError:
+        return Probe(version="", fault="not installed")
+    try:
+        # -P: a file of the user's that is called torch.py must not stand in for torch
+        done = subprocess.run(
+            [sys.executable, "-P", "-W", "ignore", "-c", f"import {package.module}"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=IMPORT_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Probe(version=version, fault=f"not imported within {IMPORT_SECONDS} s")
+    if done.returncode == 0:
+        return Probe(version=version, fault="")
+    last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    return Probe(version=version, fault=last[:200])
+
+
+def report(probes: dict[str, Probe]) -> Result:
+    """The doctor's answer from what became of the imports.
+
+    Args:
+        probes: By package name, one for each of PACKAGES.
+    """
+    base = [package.name for package in PACKAGES if not package.extra]
+    broken_base = [name for name in base if probes[name].fault]
+    packages = [
+        {
+            "name": package.name,
+            "version": probes[package.name].version,
+            "works": not probes[package.name].fault,
+            "fault": probes[package.name].fault,
+            "extra": package.extra,
+            "use": package.use,
+        }
+        for package in PACKAGES
+    ]
+    targets = []
+    for target, (to_build, to_run) in TARGET_PACKAGES.items():
+        missing = [name for name in (*base, *dict.fromkeys((*to_build, *to_run))) if probes[name].fault]
+        targets.append(
+            {
+                "target": target,
+                "builds": not broken_base and not any(probes[name].fault for name in to_build),
+                "runs": not broken_base and not any(probes[name].fault for name in to_run),
+                "missing": missing,
+                "install": f"pip install 'edgeface[{target}]'" if missing else "",
+            }
+        )
+    from edgeface.provenance import cpu
+
+    payload: dict[str, object] = {
+        "schema": 1,
+        "edgeface": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": cpu(),
+        "packages": packages,
+        "targets": targets,
+        "data": {"EDGEFACE_DATA": os.environ.get("EDGEFACE_DATA", "")},
+    }
+    nothing = not any(target["builds"] and target["runs"] for target in targets)
+    return Result(payload=payload, text=_text(payload), exit_code=3 if nothing else 0)
+
+
+def _text(payload: dict[str, object]) -> str:
+    machine = payload["cpu"]
+    packages, targets = payload["packages"], payload["targets"]
+    assert isinstance(machine, dict)
+    assert isinstance(packages, list)
+    assert isinstance(targets, list)
+    lines = [
+        f"edgeface {payload['edgeface']}, Python {payload['python']}, {payload['platform']}",
+        f"{machine['model']}, {machine['cores']} cores, {' '.join(machine['flags']) or 'no known flags'}",
+        "",
+    ]
+    width = max(len(package["name"]) for package in packages)
+    for package in packages:
+        state = package["version"] if package["works"] else f"{package['version']} {package['fault']}".strip()
+        lines.append(f"  {package['name']:<{width}}  {state:<14}  {package['use']}")
+    lines.append("")
+    for target in targets:
+        can = {True: "yes", False: "no"}
+        line = f"  {target['target']:<{width}}  builds: {can[target['builds']]}  runs: {can[target['runs']]}"
+        lines.append(f"{line}  install: {target['install']}" if target["install"] else line)
+    return "\n".join(lines)
