@@ -1,0 +1,128 @@
+"""The exported program: one torch module per graph, from which every target's converter starts.
+
+Its input is a picture in the layout phones hold one, (1, H, W, 3), and its answer is a dictionary of named outputs. Two
+entries exist. A *standardized* program takes float values (x − mean)/std: the converters put the uint8 picture in front
+of it where a tensor's zero point and scale say the same (one whole mean, one power-of-two std). A *picture* program
+takes the uint8 values and standardizes them with arithmetic, as networks with ImageNet's statistics need.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edgeface.errors import ModelError
+from edgeface.specs import ModelSpec
+from quantize.graph import INPUT, Graph, Node, apply
+
+Entry = Literal["standardized", "picture"]
+
+
+class Program(nn.Module):
+    """A graph as a module that converters can trace: batch 1, picture in (1, H, W, 3), outputs by name.
+
+    Args:
+        graph: The network.
+        entry: What the input holds.
+    """
+
+    def __init__(self, graph: Graph, *, entry: Entry) -> None:
+        super().__init__()
+        self.graph = graph
+        self.entry = entry
+        # Buffers are numbered, since node names may hold characters a buffer's name may not.
+        self.slots = {node.name: slot for slot, node in enumerate(graph.nodes) if node.name in graph.weights}
+        for name, slot in self.slots.items():
+            weight = channels_last_weight(graph, graph.node(name))
+            self.register_buffer(f"weight_{slot}", weight.detach().float().clone())
+            self.register_buffer(f"bias_{slot}", graph.biases[name].detach().float().clone())
+        self.register_buffer("mean", torch.tensor(graph.mean))
+        self.register_buffer("std", torch.tensor(graph.std))
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Raw outputs.
+
+        Args:
+            image: (1, H, W, 3); float (x − mean)/std, or uint8, as `entry` says.
+
+        Returns:
+            Output name to (1, *shape).
+        """
+        if self.entry == "picture":
+            image = (image.to(torch.float32) - self.get_buffer("mean")) / self.get_buffer("std")
+        values: dict[str, Tensor] = {INPUT: image.permute(0, 3, 1, 2)}
+        for node in self.graph.nodes:
+            values[node.name] = self._compute(node, [values[name] for name in node.inputs])
+        return {
+            output: values[name].reshape(1, *self.graph.output_shape(output))
+            if output in self.graph.output_shapes
+            else values[name]
+            for output, name in self.graph.outputs.items()
+        }
+
+    def _compute(self, node: Node, inputs: list[Tensor]) -> Tensor:
+        # Channels stay last through flatten and mean, so that no TRANSPOSE is left in the file.
+        if node.op in ("flatten", "mean"):
+            last = inputs[0].permute(0, 2, 3, 1)
+            value = last.flatten(1) if node.op == "flatten" else last.mean((1, 2))
+            return F.relu(value) if node.relu else value
+        if node.name not in self.slots:
+            return apply(node, inputs)
+        slot = self.slots[node.name]
+        return apply(node, inputs, weight=self.get_buffer(f"weight_{slot}"), bias=self.get_buffer(f"bias_{slot}"))
+
+
+def flattened_map(graph: Graph, node: Node) -> tuple[int, int, int] | None:
+    """(C, H, W) of the map whose flattened form a linear node reads, or None."""
+    if node.op != "linear" or node.inputs[0] == INPUT:
+        return None
+    source = graph.node(node.inputs[0])
+    if source.op != "flatten":
+        return None
+    before = source.inputs[0]
+    channels, height, width = (3, graph.input_px, graph.input_px) if before == INPUT else graph.node(before).shape
+    return channels, height, width
+
+
+def channels_last_weight(graph: Graph, node: Node) -> Tensor:
+    """A node's weight; behind a flatten its columns are in the order of an (H, W, C) map instead of (C, H, W)."""
+    weight = graph.weights[node.name]
+    shape = flattened_map(graph, node)
+    if shape is None:
+        return weight
+    return weight.reshape(-1, *shape).permute(0, 2, 3, 1).flatten(1)
+
+
+def lossless_grid(graph: Graph) -> tuple[float, int] | None:
+    """Scale and zero point at which the uint8 picture is already the standardized input.
+
+    Returns:
+        (1/std, mean) when one power-of-two std and one whole mean serve every channel, else None.
+    """
+    mean, std = graph.mean[0], graph.std[0]
+    if len(set(graph.mean)) > 1 or len(set(graph.std)) > 1:
+        return None
+    if mean != int(mean) or not 0 <= mean <= 255 or math.frexp(std)[0] != 0.5:
+        return None
+    return 1.0 / std, int(mean)
+
+
+def check_outputs(graph: Graph, spec: ModelSpec) -> None:
+    """Refuse a graph that does not have a spec's input and outputs.
+
+    Raises:
+        ModelError: Naming what differs.
+    """
+    found = {name: tuple(graph.output_shape(name)) for name in graph.outputs}
+    expected = {output.name: tuple(output.shape) for output in spec.outputs}
+    if found != expected or graph.input_px != spec.input_px:
+        raise ModelError(
+            f"outputs {found} of a {graph.input_px} px picture",
+            expected=f"{expected} of a {spec.input_px} px picture",
+            where=f"the graph of {spec.name!r}",
+            do="Take the graph and the spec from the same checkpoint",
+        )
