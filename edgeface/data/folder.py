@@ -23,7 +23,6 @@ Pixels count from the outer corner of the first pixel, after the picture's Exif 
 from __future__ import annotations
 
 import csv
-import difflib
 import hashlib
 import math
 from collections import Counter, defaultdict
@@ -37,7 +36,7 @@ from numpy.typing import NDArray
 
 from edgeface.data.corpus import Corpus, Labels, is_validation, unlabelled
 from edgeface.data.images import read_image, read_size
-from edgeface.errors import DataError, UsageError
+from edgeface.errors import DataError, UsageError, did_you_mean
 from edgeface.tasks import TASKS, Kind, Task
 
 VERSION = 1
@@ -244,12 +243,11 @@ def _check_columns(columns: list[str], points: Mapping[str, str], listing: Path)
         if name in known or name.startswith("group_"):
             continue
         spelled = [*TASKS, *known, *(f"attributes_{part}" for part in TASKS["attributes"].classes)]
-        near = difflib.get_close_matches(name, spelled, n=1)
         raise DataError(
             f"an unknown column {name!r}",
             expected="file_name, tasks, landmarks, x, y, w, h, person, split or group_NAME",
             where=f"{listing}:1",
-            do=f"Did you mean {near[0]!r}?" if near else f"Drop it, or call it 'group_{name}' to report by it",
+            do=did_you_mean(name, spelled) or f"Drop it, or call it 'group_{name}' to report by it",
         )
 
 

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,10 +23,12 @@ from numpy.typing import NDArray
 from edgeface.data.corpus import Corpus, Labels
 from edgeface.data.geometry import apply_matrix, crop_image, crop_matrix
 from edgeface.errors import DataError, OutputError
+from edgeface.files import write_folder, write_json
 from edgeface.tasks import TASKS, Kind
 
 VERSION = 1
 ENVIRONMENT = "EDGEFACE_CACHE"
+UNDECODABLE = "undecodable picture"  # reason in `skipped` of a picture whose header is well and whose pixels are not
 DECODERS = 2  # threads; Pillow and NumPy release the interpreter lock while they decode and multiply
 _CHUNK = 64
 
@@ -90,7 +91,8 @@ def clear_cache(cache: Path | None = None) -> int:
     folder = cache_folder(cache) / "packs"
     freed = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     try:
-        shutil.rmtree(folder, ignore_errors=False) if folder.exists() else None
+        if folder.exists():
+            shutil.rmtree(folder)
     except OSError as error:
         raise OutputError(f"packs cannot be deleted ({error})", where=str(folder), do="Delete the folder") from None
     return freed
@@ -127,19 +129,21 @@ def pack(
     if not (folder / "pack.json").is_file():
         try:
             _write(corpus, folder, px=px, margin=margin, strict=strict, progress=progress)
-        except OSError as error:
+        except (OSError, OutputError) as error:
+            reason = error.found if isinstance(error, OutputError) else str(error)
             raise OutputError(
-                f"the packed faces cannot be written ({error})",
+                f"the packed faces cannot be kept ({reason})",
                 expected=f"a writable folder with about {len(corpus) * px * px * 3 / 1e6:.0f} MB free",
                 where=str(root),
                 do=f"Free some space, or set {ENVIRONMENT} to another folder",
             ) from None
     packed = _open(folder, corpus)
-    unreadable = sum(len(keys) for reason, keys in packed.skipped.items() if reason not in corpus.skipped)
-    if strict and unreadable:
-        # The kept pack was made without strict; decode again to raise the error of the first bad picture.
-        for index in range(len(corpus)):
-            crop_image(corpus.load(index), corpus.crops[index], px=px, margin=margin)
+    if strict and UNDECODABLE in packed.skipped:
+        # The kept pack was made without strict; cut again to raise the error of the first bad picture.
+        for crops in _crops(corpus, px=px, margin=margin):
+            for crop in crops:
+                if isinstance(crop, DataError):
+                    raise crop
     return packed
 
 
@@ -200,25 +204,24 @@ def _crops(corpus: Corpus, *, px: int, margin: float) -> Iterator[list[NDArray[n
 
 
 def _write(corpus: Corpus, folder: Path, *, px: int, margin: float, strict: bool, progress: Progress | None) -> None:
+    skipped: dict[str, list[str]] = defaultdict(list)
+    for reason, keys in corpus.skipped.items():
+        skipped[reason].extend(keys)
+    kept: list[int] = []
+    content = hashlib.sha256()
+    done = 0
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        skipped: dict[str, list[str]] = defaultdict(list)
-        for reason, keys in corpus.skipped.items():
-            skipped[reason].extend(keys)
-        kept: list[int] = []
-        pixels = hashlib.sha256()
-        done = 0
+    with write_folder(folder) as aside:
         with (aside / "images.raw").open("wb") as raw:
             for crops in _crops(corpus, px=px, margin=margin):
                 for crop in crops:
                     if isinstance(crop, DataError):
                         if strict:
                             raise crop
-                        skipped["undecodable picture"].append(f"{corpus.keys[done]} ({crop.found})")
+                        skipped[UNDECODABLE].append(f"{corpus.keys[done]} ({crop.found})")
                     else:
                         kept.append(done)
-                        pixels.update(crop.tobytes())
+                        content.update(crop.tobytes())
                         raw.write(crop.tobytes())
                     done += 1
                 if progress is not None:
@@ -241,26 +244,20 @@ def _write(corpus: Corpus, folder: Path, *, px: int, margin: float, strict: bool
             **{f"group {name}": values for name, values in groups.items()},
         )
         for name in sorted(labels):
-            pixels.update(name.encode() + np.ascontiguousarray(labels[name]).tobytes())
-        pixels.update("\n".join(corpus.keys[i] for i in kept).encode())
-        manifest = {
-            "version": VERSION,
-            "px": px,
-            "margin": margin,
-            "keys": [corpus.keys[i] for i in kept],
-            "people": [corpus.people[i] for i in kept],
-            "skipped": skipped,
-            "content_hash": pixels.hexdigest(),
-        }
-        (aside / "pack.json").write_text(json.dumps(manifest), encoding="utf-8")
-        try:
-            aside.rename(folder)
-        except OSError:
-            # Another process finished the same pack first; its contents are the same.
-            if not (folder / "pack.json").is_file():
-                raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+            content.update(name.encode() + np.ascontiguousarray(labels[name]).tobytes())
+        content.update("\n".join(corpus.keys[i] for i in kept).encode())
+        write_json(
+            aside / "pack.json",
+            {
+                "version": VERSION,
+                "px": px,
+                "margin": margin,
+                "keys": [corpus.keys[i] for i in kept],
+                "people": [corpus.people[i] for i in kept],
+                "skipped": skipped,
+                "content_hash": content.hexdigest(),
+            },
+        )
 
 
 def _with_header(raw: Path, npy: Path, *, shape: tuple[int, ...]) -> None:
@@ -268,8 +265,6 @@ def _with_header(raw: Path, npy: Path, *, shape: tuple[int, ...]) -> None:
     with npy.open("wb") as file, raw.open("rb") as body:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         shutil.copyfileobj(body, file, length=1 << 22)
-        file.flush()
-        os.fsync(file.fileno())
     raw.unlink()
 
 

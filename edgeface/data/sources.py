@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgeface.data.corpus import Corpus
-from edgeface.errors import DataError, UsageError
+from edgeface.errors import DataError, UsageError, did_you_mean
 
 ENVIRONMENT = "EDGEFACE_DATA"
 
@@ -51,12 +50,11 @@ def parse_source(source: str) -> Source:
     corpus, argument = (head, body) if colon else (body, "")
     forms = "CORPUS[:PATH][@SPLIT], synthetic:N[@SPLIT] or folder:PATH[@SPLIT]"
     if corpus not in READERS:
-        near = difflib.get_close_matches(corpus, READERS, n=1)
         raise UsageError(
             f"no corpus named {corpus!r}",
             expected=f"one of {', '.join(map(repr, READERS))}",
             where=f"source {source!r}",
-            do=f"Did you mean {near[0]!r}?" if near else f"Write {forms}",
+            do=did_you_mean(corpus, READERS) or f"Write {forms}",
         )
     if (at and not split) or (colon and not argument):
         raise UsageError("an empty part", expected=forms, where=f"source {source!r}", do="Complete or drop it")
