@@ -1,0 +1,253 @@
+"""The student as quantization-aware training sees it: float32 arithmetic on values rounded to the integer grid."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from edgeface.errors import ConfigError, ModelError
+from edgeface.specs import CALIBRATIONS
+from quantize.graph import INPUT, Graph, apply, scale_owners
+from quantize.grid import (
+    INPUT_SCALE,
+    INPUT_ZERO_POINT,
+    Quantized,
+    activation_grid,
+    grid_range,
+    require_input_grid,
+    snap,
+    weight_scales,
+)
+
+# observing  ranges follow the activations, nothing is rounded
+# adapting   everything is rounded, ranges follow
+# frozen     everything is rounded, ranges stay
+# snapped    weights and biases lie on their grid; only activations are still rounded
+Phase = Literal["observing", "adapting", "frozen", "snapped"]
+
+
+class FakeQuantNetwork(nn.Module):
+    """A graph whose weights, biases and activations are rounded to the grid of quantize/grid.py, straight-through.
+
+    Ranges are followed in training mode only, so validation never moves them. Gradients pass rounding unchanged and
+    stop where an activation is clamped.
+
+    Attributes:
+        graph: The folded float network it started from.
+        weights: Node name to weight.
+        biases: Node name to bias.
+        points: Nodes that own a scale, in execution order.
+        low: (P,) least value of each point's range, at most 0.
+        high: (P,) greatest value, at least 0.
+        batches: How many batches the ranges have followed.
+        phase: See Phase.
+    """
+
+    low: Tensor
+    high: Tensor
+    batches: Tensor
+
+    def __init__(self, graph: Graph, *, calibration: str = "ema", ema: float = 0.98) -> None:
+        super().__init__()
+        require_input_grid(graph)
+        if calibration not in CALIBRATIONS:
+            raise ConfigError(
+                f"{calibration!r}",
+                expected=f"one of {', '.join(map(repr, CALIBRATIONS))}",
+                where="qat.calibration",
+            )
+        self.graph = graph
+        self.calibration = calibration
+        self.ema = ema
+        self.phase: Phase = "observing"
+        self.weights = nn.ParameterDict(
+            {
+                name: nn.Parameter(weight.detach().clone(), requires_grad=name not in graph.fixed)
+                for name, weight in graph.weights.items()
+            }
+        )
+        self.biases = nn.ParameterDict(
+            {
+                name: nn.Parameter(bias.detach().clone(), requires_grad=name not in graph.fixed)
+                for name, bias in graph.biases.items()
+            }
+        )
+        self._owners = scale_owners(graph)
+        self.points = tuple(node.name for node in graph.nodes if self._owners[node.name] == node.name)
+        self._slots = {name: slot for slot, name in enumerate(self.points)}
+        self.register_buffer("low", torch.zeros(len(self.points)))
+        self.register_buffer("high", torch.zeros(len(self.points)))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+
+    def observe(self) -> None:
+        """Follow the activations' ranges in training mode, round nothing."""
+        self.phase = "observing"
+
+    def enable(self) -> None:
+        """Round everything, and follow the ranges in training mode."""
+        self._require_ranges()
+        self.phase = "adapting"
+
+    def freeze(self) -> None:
+        """Round everything, and keep the ranges."""
+        self._require_ranges()
+        if self.phase != "frozen":
+            self._settle_ranges()
+        self.phase = "frozen"
+
+    @torch.no_grad()
+    def snap_(self) -> None:
+        """Round every weight and bias onto its grid, for good.
+
+        Raises:
+            ModelError: No range was ever followed, or a weight or range is not a finite number.
+        """
+        self._require_ranges()
+        self._settle_ranges()
+        quantized = snap(self._float_graph(), activations=self.activations())
+        # Scales of 16 bits make one pass a fixed point; a second that changed anything would be a fault of the grid.
+        again = snap(quantized.graph, activations=quantized.activations)
+        for name, weight in quantized.graph.weights.items():
+            bias = quantized.graph.biases[name]
+            assert torch.equal(weight, again.graph.weights[name]), name
+            assert torch.equal(bias, again.graph.biases[name]), name
+            self.weights[name].copy_(weight)
+            self.biases[name].copy_(bias)
+        self.phase = "snapped"
+
+    def activations(self) -> dict[str, tuple[float, int]]:
+        """(scale, zero point) of INPUT and every node, from the ranges as they stand."""
+        scale, zero_point = activation_grid(self.low, self.high)
+        owned = dict(zip(self.points, zip(scale.tolist(), zero_point.tolist(), strict=True), strict=True))
+        owned[INPUT] = (INPUT_SCALE, INPUT_ZERO_POINT)
+        return {name: owned[owner] for name, owner in self._owners.items()}
+
+    def quantized(self) -> Quantized:
+        """The network on the integer grid.
+
+        Raises:
+            ModelError: Its weights or biases are off their grid: it was not snapped, or changed since.
+        """
+        if self.phase != "snapped":
+            raise ModelError(
+                f"a fake-quant network that is {self.phase}", expected="a snapped one", do="Call snap_() after training"
+            )
+        graph = self._float_graph()
+        quantized = snap(graph, activations=self.activations())
+        for name, weight in graph.weights.items():
+            if not (
+                torch.equal(weight, quantized.graph.weights[name])
+                and torch.equal(graph.biases[name], quantized.graph.biases[name])
+            ):
+                raise ModelError(
+                    f"layer {name!r} has weights or biases between the steps of its grid",
+                    expected="a snapped network",
+                    do="Call snap_() after the last change",
+                )
+        return quantized
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Raw outputs on the grid (off it while observing).
+
+        Args:
+            images: (B, 3, I, I), whole numbers 0 to 255.
+
+        Returns:
+            Output name to (B, *shape).
+        """
+        # Half-precision products would blur the grid, so autocast stays outside.
+        with torch.autocast(images.device.type, enabled=False):
+            values = self._nodes(images.float())
+        return {
+            output: values[name].reshape(len(images), *self.graph.output_shape(output))
+            for output, name in self.graph.outputs.items()
+        }
+
+    def node_values(self, images: Tensor) -> dict[str, Tensor]:
+        """Value of INPUT and every node, (B, *node.shape): where two implementations part, for debugging and tests."""
+        return self._nodes(images.float())
+
+    def _nodes(self, images: Tensor) -> dict[str, Tensor]:
+        follows = self.training and self.phase in ("observing", "adapting")
+        rounds = self.phase != "observing"
+        share = self._share() if follows else 0.0
+        x = (images - 128.0) * INPUT_SCALE
+        if rounds:
+            x = torch.fake_quantize_per_tensor_affine(x, INPUT_SCALE, INPUT_ZERO_POINT, -128, 127)
+        values = {INPUT: x}
+        scales, zero_points = activation_grid(self.low, self.high)
+        # A node's input scale, when that node is reached; the ranges move while the batch goes through.
+        grids = {INPUT: images.new_tensor(INPUT_SCALE)}
+        for node in self.graph.nodes:
+            inputs = [values[name] for name in node.inputs]
+            weight = bias = None
+            if node.name in self.weights:
+                weight, bias = self.weights[node.name], self.biases[node.name]
+                if self.phase in ("adapting", "frozen"):
+                    weight, bias = _rounded(weight, bias, grids[self._owners[node.inputs[0]]])
+            y = apply(node, inputs, weight=weight, bias=bias)
+            slot = self._slots.get(node.name)
+            if slot is not None:
+                scale, zero_point = scales[slot], zero_points[slot]
+                if follows:
+                    self._follow(slot, y.detach(), share)
+                    scale, zero_point = activation_grid(self.low[slot], self.high[slot])
+                grids[node.name] = scale
+                if rounds:
+                    y = torch.fake_quantize_per_tensor_affine(y, scale, zero_point, -128, 127)
+            values[node.name] = y
+        if follows:
+            self.batches += 1
+        return values
+
+    def _share(self) -> float:
+        """Weight of a new batch in the running extremes: a plain average at first, so that no single batch decides."""
+        return max(1.0 - self.ema, 1.0 / (int(self.batches) + 1))
+
+    @torch.no_grad()
+    def _follow(self, slot: int, y: Tensor, share: float) -> None:
+        low, high = torch.aminmax(y)
+        low, high = low.clamp_max(0.0), high.clamp_min(0.0)
+        if self.calibration == "minmax":
+            self.low[slot] = torch.minimum(self.low[slot], low)
+            self.high[slot] = torch.maximum(self.high[slot], high)
+        else:
+            self.low[slot].lerp_(low, share)
+            self.high[slot].lerp_(high, share)
+
+    def _require_ranges(self) -> None:
+        if int(self.batches) == 0:
+            raise ModelError(
+                "a fake-quant network that has seen no pictures",
+                expected="calibrated ranges",
+                do="Call calibrate() with a few batches first",
+            )
+        if not (torch.isfinite(self.low).all() and torch.isfinite(self.high).all()):
+            worst = [n for n, s in self._slots.items() if not torch.isfinite(self.high[s] - self.low[s])]
+            raise ModelError(f"ranges that are not finite at {', '.join(map(repr, worst))}", do="Train it again")
+
+    @torch.no_grad()
+    def _settle_ranges(self) -> None:
+        """Write the ranges as the least and greatest value of their grid, so that they say exactly what is computed."""
+        low, high = grid_range(*activation_grid(self.low, self.high))
+        self.low.copy_(low)
+        self.high.copy_(high)
+
+    def _float_graph(self) -> Graph:
+        return replace(
+            self.graph,
+            weights={name: self.weights[name].detach().cpu().contiguous() for name in self.graph.weights},
+            biases={name: self.biases[name].detach().cpu() for name in self.graph.biases},
+        )
+
+
+def _rounded(weight: Tensor, bias: Tensor, input_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias at the nearest points of their grid, straight-through."""
+    scales = weight_scales(weight, bias, input_scale)
+    zeros = torch.zeros_like(scales, dtype=torch.int32)
+    step = scales * input_scale
+    rounded = bias + (torch.round(bias.detach() / step) * step - bias.detach())
+    return torch.fake_quantize_per_channel_affine(weight, scales, zeros, 0, -127, 127), rounded
