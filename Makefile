@@ -1,0 +1,45 @@
+# The environment lives in .venv, made once from the pins in constraints.txt and re-used until they or pyproject.toml change.
+# Choose another Python with `make PYTHON=/path/to/python3.12 …`.
+
+PYTHON ?= $(shell for python in python3.11 python3.12 python3 python; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null \
+	&& { echo $$python; break; }; done)
+INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+.PHONY: help demo test check lint bench clean
+
+help:
+	@echo "make demo    train, distil, quantize, build and score on built-in synthetic faces"
+	@echo "make test    everything CI runs: lint, types, all tests"
+	@echo "make check   lint, types, fast tests"
+	@echo "make bench   measure speed here; writes under benchmarks/results"
+	@echo "make clean   remove the environment and caches"
+
+demo: .venv/.android
+	.venv/bin/edgeface demo
+
+test: lint
+	.venv/bin/python -m pytest
+
+check: lint
+	.venv/bin/python -m pytest -m "not slow"
+
+lint: .venv/.all
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "edgeface needs Python 3.11 or 3.12 and found neither: install one, or run make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.android: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) ".[android]"
+	@touch $@
+
+.venv/.all: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) ".[all]"
+	@touch $@ .venv/.android
