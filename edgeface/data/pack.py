@@ -54,6 +54,7 @@ class Pack:
         research_only: True when weights trained on it may not be shipped.
         skipped: Reason to the keys left out for it, by the reader or while decoding.
         content_hash: sha256 of pictures, labels and keys.
+        folder: Where it is kept.
     """
 
     images: NDArray[np.uint8]
@@ -70,6 +71,7 @@ class Pack:
     research_only: bool
     skipped: Mapping[str, tuple[str, ...]]
     content_hash: str
+    folder: Path
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -145,6 +147,22 @@ def pack(
                 if isinstance(crop, DataError):
                     raise crop
     return packed
+
+
+def copy_pack(packed: Pack, folder: Path) -> Path:
+    """Copies a pack out of the cache and returns the folder it is in.
+
+    Raises:
+        OutputError: The folder holds something already, or cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(
+            "the folder is not empty", expected="a new or an empty folder", where=str(folder), do="Name another"
+        )
+    with write_folder(folder) as aside:
+        for file in sorted(packed.folder.iterdir()):
+            shutil.copyfile(file, aside / file.name)
+    return folder
 
 
 def _key(corpus: Corpus, *, px: int, margin: float) -> str:
@@ -295,4 +313,5 @@ def _open(folder: Path, corpus: Corpus) -> Pack:
         research_only=corpus.research_only,
         skipped={reason: tuple(keys) for reason, keys in manifest["skipped"].items()},
         content_hash=manifest["content_hash"],
+        folder=folder,
     )
