@@ -228,7 +228,14 @@ def teacher_agreement(evaluation: Evaluation, teacher: Evaluation) -> dict[str, 
     return {name: agreement(TASKS[name], evaluation.predictions[name], teacher.predictions[name]) for name in shared}
 
 
-def evaluation_pack(source: str, spec: ModelSpec, *, root: Path, strict: bool = False) -> Pack:
+def evaluation_pack(
+    source: str,
+    spec: ModelSpec,
+    *,
+    root: Path,
+    strict: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Pack:
     """Evaluation crops of a source for a model: the nominal crop at the model's input size, as its users will cut it.
 
     Args:
@@ -236,11 +243,13 @@ def evaluation_pack(source: str, spec: ModelSpec, *, root: Path, strict: bool = 
         spec: The model's input.
         root: Folder that holds the corpora.
         strict: Whether a sample that cannot be read is an error; otherwise it is counted and listed.
+        progress: Called with the number of faces cut and their total, when they are not in the cache.
     """
     from edgeface.data.pack import pack
     from edgeface.data.sources import open_source
 
-    return pack(open_source(source, root=root, strict=strict), px=spec.input_px, margin=1.0)
+    corpus = open_source(source, root=root, strict=strict)
+    return pack(corpus, px=spec.input_px, margin=1.0, strict=strict, progress=progress)
 
 
 def _decode(output: OutputSpec, raw: NDArray[Any]) -> NDArray[Any]:

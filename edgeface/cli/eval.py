@@ -1,0 +1,112 @@
+"""`edgeface eval`: score a model on labelled faces, and against its teacher."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeface.cli.result import Result
+from edgeface.specs import RUNTIMES
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from edgeface.evaluate import Evaluation, Runner
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a run, a checkpoint, a bundle, or a model file")
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="SOURCE",
+        help="labelled faces: CORPUS[:PATH][@SPLIT], synthetic:N[@SPLIT] or folder:PATH",
+    )
+    parser.add_argument("--runtime", choices=RUNTIMES, metavar="R", help=f"one of {', '.join(RUNTIMES)}")
+    parser.add_argument("--precision", metavar="P", help="which file of a bundle; default: w8a8")
+    parser.add_argument("--teacher", metavar="MODEL", help="also measure the agreement with this model")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads; default: 1")
+    parser.add_argument("--strict", action="store_true", help="stop at the first sample that cannot be read")
+
+
+def run(arguments: argparse.Namespace) -> Result:
+    from dataclasses import replace
+
+    from edgeface.evaluate import teacher_agreement
+    from targets.runners import open_model
+
+    opened = {
+        arguments.model: open_model(
+            Path(arguments.model),
+            runtime=arguments.runtime,
+            precision=arguments.precision,
+            threads=arguments.threads,
+        )
+    }
+    if arguments.teacher:
+        opened[arguments.teacher] = open_model(Path(arguments.teacher), threads=arguments.threads)
+    results = {
+        name: _score(name, runner, source=arguments.data, strict=arguments.strict) for name, runner in opened.items()
+    }
+    result = results[arguments.model]
+    if arguments.teacher:
+        result = replace(result, agreement=teacher_agreement(result, results[arguments.teacher]))
+    return Result(payload=result.as_json(), text=render(result, teacher=arguments.teacher or ""))
+
+
+def _score(name: str, runner: Runner, *, source: str, strict: bool) -> Evaluation:
+    from edgeface.cli.console import progress
+    from edgeface.data.sources import data_root
+    from edgeface.evaluate import evaluate, evaluation_pack
+
+    with progress() as bar:
+        packing = bar.add_task(f"pack {source}", total=None, note="")
+        pack = evaluation_pack(
+            source,
+            runner.spec,
+            root=data_root(),
+            strict=strict,
+            progress=lambda done, total: bar.update(packing, completed=done, total=total),
+        )
+        bar.update(packing, completed=len(pack.keys), total=len(pack.keys))
+        scoring = bar.add_task(name, total=len(pack.keys), note="")
+        return evaluate(runner, pack, model=name, progress=lambda done: bar.update(scoring, completed=done))
+
+
+def render(result: Evaluation, *, teacher: str = "") -> RenderableType:
+    """An evaluation for people: a row per task and metric, then what was left out and why."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from edgeface.cli.console import table
+    from edgeface.metrics import main_metric
+    from edgeface.report.scorecard import shown, title
+    from edgeface.tasks import TASKS
+
+    rows = []
+    for task, scores in result.tasks.items():
+        main = main_metric(TASKS[task], scores)
+        counts = ("n", "n_exact", "n_bins", "n_attributes")
+        metrics = sorted((key for key in scores if key not in counts), key=lambda key: key != main)
+        agreed = result.agreement.get(task, {})
+        for index, metric in enumerate(metrics):
+            first = index == 0
+            agreement = [f"{shown(key, value)} ({title(key)})" for key, value in agreed.items() if key != "n"]
+            row = [
+                task if first else "",
+                title(metric),
+                shown(metric, scores[metric]),
+                str(scores["n"]) if first else "",
+            ]
+            rows.append([*row, *([agreement[0] if first and agreement else ""] if teacher else [])])
+    columns = ["task", "metric", "value", "n", *([f"agreement with {teacher}"] if teacher else [])]
+    how = f"{result.model}: {result.precision} on {result.runtime}, {result.samples} faces of {result.source}"
+    notes = [Text(f"{task}: not scored, {why}", "dim") for task, why in result.absent.items()]
+    notes += [
+        Text(f"skipped {len(keys)} ({reason}): {', '.join(keys[:3])}{' …' if len(keys) > 3 else ''}", "yellow")
+        for reason, keys in result.skipped.items()
+    ]
+    if result.research_only:
+        notes.append(Text(f"{result.licence}: research only", "dim"))
+    return Group(table(columns, rows, title=how), *notes)
