@@ -1,0 +1,553 @@
+"""From a path to a Runner: checkpoints in torch, TFLite files in LiteRT. Whatever scores or compares sits on this.
+
+    open_model("runs/demo")                         the fake-quant student of a run, in torch
+    open_model("runs/demo/teacher")                 any checkpoint
+    open_model("out/android", precision="fp16")     a file of a bundle; w8a8 when none is named
+    open_model("model.tflite")                      a file of ours or of anyone
+
+Loading a broken flatbuffer can end the process that tries. A file whose digest a bundle's manifest vouches for is
+opened at once; any other is first run in a process of its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeface.checkpoint import Checkpoint, load_checkpoint
+from edgeface.config import from_plain
+from edgeface.errors import ConfigError, MissingToolError, ModelError, UnsupportedError, UsageError
+from edgeface.evaluate import Outputs, Runner
+from edgeface.files import read_json, sha256_file
+from edgeface.models.runner import TorchRunner
+from edgeface.runs import is_run
+from edgeface.specs import RUNTIMES, ModelSpec, OutputSpec
+from edgeface.tasks import TASKS, Kind
+from quantize.grid import Quantized
+
+MANIFEST = "manifest.json"
+TFLITE_RUNTIMES = ("tflite-xnnpack", "tflite-builtin")
+Grids = Mapping[str, tuple[float, int]]
+
+# Files of targets that edgeface does not build or run yet.
+_FOREIGN = {".mlpackage": "coreml", ".mlmodel": "coreml", ".xml": "openvino", ".onnx": "onnxruntime"}
+
+_PROBE = """
+import sys
+from ai_edge_litert.interpreter import Interpreter
+interpreter = Interpreter(model_path=sys.argv[1], num_threads=1)
+interpreter.allocate_tensors()
+interpreter.invoke()
+"""
+_PROBE_S = 120.0
+
+
+class TimedRunner(Runner, Protocol):
+    """A Runner that can be timed and whose integer outputs are known.
+
+    Attributes:
+        grids: Output name to (scale, zero point) of the integer outputs; the scale is that output's LSB.
+        size_bytes: Size on disk of what was opened.
+        macs: Multiply-accumulates of one picture; None when they cannot be counted.
+    """
+
+    @property
+    def grids(self) -> Grids: ...
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    @property
+    def macs(self) -> int | None: ...
+
+    def prepare(self, seed: int) -> Callable[[], None]:
+        """What to call to run one random picture; preparing the picture is not part of it."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Located:
+    """What a path stands for.
+
+    Attributes:
+        checkpoint: A checkpoint, or None.
+        file: A model file, or None.
+        spec: The file's spec, when a manifest beside it tells.
+        precision: The file's precision, when a manifest beside it tells.
+        size_bytes: Size on disk.
+    """
+
+    checkpoint: Checkpoint | None = None
+    file: Path | None = None
+    spec: ModelSpec | None = None
+    precision: str = ""
+    size_bytes: int = 0
+
+
+def open_model(
+    path: str | Path, *, runtime: str | None = None, precision: str | None = None, threads: int = 1
+) -> TimedRunner:
+    """Open a run, a checkpoint, a bundle or a model file.
+
+    Args:
+        path: A run folder stands for its `qat/`.
+        runtime: One of specs.RUNTIMES; None takes torch for checkpoints and tflite-xnnpack for TFLite files.
+        precision: Which file of a bundle; None takes w8a8, or the only one.
+        threads: CPU threads of each run.
+
+    Raises:
+        ModelError: Nothing there, or it is broken.
+        UnsupportedError: The runtime cannot run this kind of model.
+        MissingToolError: The runtime is not installed, or edgeface does not speak to it yet.
+    """
+    if threads < 1:
+        raise UsageError(f"{threads} threads", expected="1 or more", where="--threads")
+    found = locate(Path(path), precision=precision)
+    chosen = runtime or ("torch" if found.checkpoint is not None else "tflite-xnnpack")
+    if chosen not in RUNTIMES:
+        raise UsageError(f"{chosen!r}", expected=f"one of {', '.join(RUNTIMES)}", where="--runtime")
+    if chosen not in ("torch", *TFLITE_RUNTIMES):
+        raise MissingToolError(
+            f"edgeface {_version()} does not run models in {chosen!r}",
+            expected=f"one of {', '.join(('torch', *TFLITE_RUNTIMES))}",
+            where="--runtime",
+            do="Choose one of them",
+        )
+    if (chosen == "torch") != (found.checkpoint is not None):
+        raise UnsupportedError(
+            f"runtime {chosen!r}",
+            expected="'torch'" if found.checkpoint is not None else f"one of {', '.join(map(repr, TFLITE_RUNTIMES))}",
+            where=str(path),
+            do="Build it first: edgeface build" if found.checkpoint is not None else "Name the checkpoint instead",
+        )
+    if found.checkpoint is not None:
+        return _open_checkpoint(found.checkpoint, precision=precision, threads=threads, size_bytes=found.size_bytes)
+    assert found.file is not None
+    if found.spec is None:
+        _probe(found.file)
+    return TfliteRunner(found.file, spec=found.spec, runtime=chosen, precision=found.precision, threads=threads)
+
+
+def locate(path: Path, *, precision: str | None = None) -> Located:
+    """Find out what a path stands for, without running anything.
+
+    Raises:
+        ModelError: Nothing there, or not a model.
+    """
+    if is_run(path):
+        path = path / "qat"
+        if not (path / MANIFEST).is_file():
+            raise ModelError(
+                "an unfinished run",
+                expected="a run with its qat/",
+                where=str(path.parent),
+                do=f"Type `edgeface distill --resume`, or name {path.parent / 'student'}",
+            )
+    if path.is_dir() and path.suffix not in _FOREIGN:
+        manifest = _read_manifest(path / MANIFEST)
+        if "target" in manifest:
+            return _locate_in_bundle(path, manifest, precision=precision)
+        checkpoint = load_checkpoint(path)
+        size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+        return Located(checkpoint=checkpoint, size_bytes=size)
+    if not path.exists():
+        raise ModelError("no such file or folder", expected="a model", where=str(path), do="Check the path")
+    if path.suffix in _FOREIGN:
+        raise MissingToolError(
+            f"edgeface {_version()} does not run {path.suffix} files",
+            expected="a checkpoint or a .tflite file",
+            where=str(path),
+            do="Build for android to have it measured",
+        )
+    _check_identifier(path)
+    return _beside_manifest(path, precision=precision)
+
+
+def _version() -> str:
+    from edgeface import __version__
+
+    return __version__
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    where = str(path.parent)
+    if not path.is_file():
+        raise ModelError(
+            f"no {MANIFEST}",
+            expected="a run, a checkpoint, a bundle or a model file",
+            where=where,
+            do="Check the path",
+        )
+    try:
+        manifest = read_json(path)
+    except (ValueError, OSError) as error:
+        raise ModelError(f"not JSON ({error})", expected="a manifest", where=str(path)) from error
+    if not isinstance(manifest, dict):
+        raise ModelError("not an object", expected="a manifest", where=str(path))
+    return manifest
+
+
+def _locate_in_bundle(folder: Path, manifest: Mapping[str, Any], *, precision: str | None) -> Located:
+    files = _manifest_files(manifest, where=folder / MANIFEST)
+    if manifest["target"] != "android":
+        raise MissingToolError(
+            f"edgeface {_version()} does not run bundles of target {manifest['target']!r}",
+            expected="'android'",
+            where=str(folder),
+        )
+    wanted = precision or ("w8a8" if len(files) > 1 else next(iter(files.values()))["precision"])
+    chosen = [name for name, entry in files.items() if entry["precision"] == wanted]
+    if len(chosen) != 1:
+        raise UsageError(
+            f"no file of precision {wanted!r}",
+            expected=f"one of {', '.join(sorted(repr(entry['precision']) for entry in files.values()))}",
+            where=str(folder),
+            do="Choose one with --precision",
+        )
+    return _vouched(folder / chosen[0], manifest, files[chosen[0]])
+
+
+def _manifest_files(manifest: Mapping[str, Any], *, where: Path) -> dict[str, Any]:
+    files = manifest.get("files")
+    well_formed = isinstance(files, dict) and all(
+        Path(name).name == name and isinstance(entry, dict) and {"precision", "sha256"} <= entry.keys()
+        for name, entry in files.items()
+    )
+    if not well_formed or manifest.get("schema") != 1 or not files:
+        raise ModelError("not a bundle manifest of schema 1", expected="one", where=str(where), do="Build it again")
+    assert isinstance(files, dict)  # for the type checker
+    return files
+
+
+def _vouched(path: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]) -> Located:
+    """A file whose manifest says what it is, checked against its digest."""
+    if not path.is_file():
+        raise ModelError("is missing", expected="the file its manifest lists", where=str(path), do="Build it again")
+    if sha256_file(path) != entry["sha256"]:
+        raise ModelError(
+            "its content does not match the manifest's sha256",
+            expected="the file as it was built",
+            where=str(path),
+            do="Build it again, or copy it again",
+        )
+    try:
+        spec = from_plain(ModelSpec, manifest["model"], where=str(path.parent / MANIFEST))
+    except (ConfigError, KeyError) as error:
+        raise ModelError(f"a model spec that is not valid ({error})", where=str(path.parent / MANIFEST)) from error
+    return Located(file=path, spec=spec, precision=str(entry["precision"]), size_bytes=path.stat().st_size)
+
+
+def _check_identifier(path: Path) -> None:
+    with path.open("rb") as stream:
+        head = stream.read(8)
+    if len(head) < 8 or head[4:] != b"TFL3":
+        raise ModelError(
+            f"not a TFLite file (bytes 4 to 8 are {head[4:]!r})",
+            expected="b'TFL3' there",
+            where=str(path),
+            do="Name a .tflite file, a checkpoint, a run or a bundle",
+        )
+
+
+def _beside_manifest(path: Path, *, precision: str | None) -> Located:
+    """A file by itself: its bundle's manifest tells the rest, when it lies beside it and lists the file."""
+    manifest_path = path.parent / MANIFEST
+    found = Located(file=path, size_bytes=path.stat().st_size, precision="")
+    if manifest_path.is_file():
+        manifest = _read_manifest(manifest_path)
+        if "target" in manifest:
+            files = _manifest_files(manifest, where=manifest_path)
+            if path.name in files:
+                found = _vouched(path, manifest, files[path.name])
+    if precision is not None and found.precision and precision != found.precision:
+        raise UsageError(f"{precision!r}", expected=repr(found.precision), where=f"--precision for {path}")
+    return found
+
+
+def _probe(path: Path) -> None:
+    """Load and run a file in a process of its own, which a broken one may take down.
+
+    Raises:
+        ModelError: It could not be run.
+    """
+    _interpreter_module()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _PROBE, str(path)],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_PROBE_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ModelError(f"did not run within {_PROBE_S:.0f} s", expected="a TFLite file", where=str(path)) from error
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
+        reason = lines[-1].strip()[-300:] if lines and done.returncode > 0 else f"ended by signal {-done.returncode}"
+        raise ModelError(
+            f"LiteRT cannot run it ({reason})",
+            expected="a whole TFLite file",
+            where=str(path),
+            do="Copy or build it again",
+        )
+
+
+# -- torch -------------------------------------------------------------------------------------------------------------
+
+
+class CheckpointRunner(TorchRunner):
+    """A checkpoint in torch, on a fixed number of threads.
+
+    Attributes:
+        quantized: The integer network of a QAT checkpoint, else None.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        spec: ModelSpec,
+        *,
+        precision: str,
+        threads: int,
+        quantized: Quantized | None,
+        size_bytes: int,
+    ) -> None:
+        super().__init__(network, spec, precision=precision)
+        self.threads = threads
+        self.quantized = quantized
+        self.size_bytes = size_bytes
+
+    @property
+    def grids(self) -> Grids:
+        if self.quantized is None:
+            return {}
+        return {output.name: self.quantized.output_grid(output.name) for output in self.spec.outputs}
+
+    @property
+    def macs(self) -> int | None:
+        from edgeface.models.network import MultiTaskNetwork
+        from quantize.graph import macs, trace
+
+        if self.quantized is not None:
+            return macs(self.quantized.graph)
+        assert isinstance(self._network, MultiTaskNetwork)
+        try:
+            return macs(trace(self._network))
+        except UnsupportedError:  # a teacher with layers that have no integer form
+            return None
+
+    def run(self, batch: NDArray[np.uint8]) -> Outputs:
+        """See evaluate.Runner.run."""
+        import torch
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            return super().run(batch)
+        finally:
+            torch.set_num_threads(before)
+
+    def prepare(self, seed: int) -> Callable[[], None]:
+        """See TimedRunner.prepare."""
+        side = self.spec.input_px
+        picture = np.random.default_rng(seed).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
+
+        def once() -> None:
+            self.run(picture)
+
+        return once
+
+
+def _open_checkpoint(
+    checkpoint: Checkpoint, *, precision: str | None, threads: int, size_bytes: int
+) -> CheckpointRunner:
+    from distill.stages import load_network
+    from quantize.qat import load_qat
+
+    own = "fake-quant" if checkpoint.kind == "qat" else "fp32"
+    if precision not in (None, own):
+        raise UsageError(
+            f"precision {precision!r}",
+            expected=f"{own!r}, which is what this checkpoint computes in",
+            where=str(checkpoint.folder),
+            do="Name a bundle to choose among its files",
+        )
+    fake_quant = load_qat(checkpoint) if checkpoint.kind == "qat" else None
+    return CheckpointRunner(
+        fake_quant or load_network(checkpoint),
+        checkpoint.model,
+        precision=own,
+        threads=threads,
+        quantized=fake_quant.quantized() if fake_quant is not None else None,
+        size_bytes=size_bytes,
+    )
+
+
+# -- TFLite ------------------------------------------------------------------------------------------------------------
+
+
+class TfliteRunner:
+    """A TFLite file in LiteRT, one picture at a time.
+
+    Args:
+        path: The file.
+        spec: Its input and outputs; None reads what the file itself tells: outputs named after a task, of its size.
+        runtime: "tflite-xnnpack" (the default delegate) or "tflite-builtin" (TFLite's own kernels).
+        precision: What its manifest calls it; "" reads it off the tensor types.
+        threads: CPU threads.
+    """
+
+    def __init__(self, path: Path, *, spec: ModelSpec | None, runtime: str, precision: str, threads: int) -> None:
+        self.path = path
+        self.runtime = runtime
+        self.threads = threads
+        self._interpreter = _interpreter(path, runtime=runtime, threads=threads)
+        self._input = self._interpreter.get_input_details()[0]
+        self._outputs = _named_outputs(self._interpreter)
+        self.spec = spec or _minimal_spec(path, self._input, self._outputs)
+        self._vouched = spec is not None
+        self.precision = precision or _observed_precision(self._interpreter, self._outputs)
+        missing = [output.name for output in self.spec.outputs if output.name not in self._outputs]
+        if missing:
+            raise ModelError(
+                f"outputs {sorted(self._outputs)}",
+                expected=f"{missing} among them",
+                where=str(path),
+                do="Build it again",
+            )
+
+    @property
+    def size_bytes(self) -> int:
+        return self.path.stat().st_size
+
+    @property
+    def macs(self) -> int | None:
+        from targets.tflite import macs
+
+        return macs(self.path.read_bytes())
+
+    @property
+    def grids(self) -> Grids:
+        """Scale and zero point of each integer output."""
+        return {
+            name: (float(detail["quantization"][0]), int(detail["quantization"][1]))
+            for name, detail in self._outputs.items()
+            if detail["dtype"] == np.int8
+        }
+
+    def run(self, batch: NDArray[np.uint8]) -> Outputs:
+        """See evaluate.Runner.run."""
+        codes = self.run_codes(batch)
+        values: Outputs = {}
+        for output in self.spec.outputs:
+            raw = codes[output.name]
+            if raw.dtype != np.float32:
+                scale, zero_point = self._outputs[output.name]["quantization"]
+                raw = (raw.astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
+            values[output.name] = raw.reshape(len(batch), *output.shape)
+        return values
+
+    def run_codes(self, batch: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """As `run`, with integer outputs as they leave the file: output name to (B, …)."""
+        side = self.spec.input_px
+        if batch.dtype != np.uint8 or batch.shape[1:] != (side, side, 3):
+            raise ModelError(
+                f"pictures {batch.dtype} {batch.shape}", expected=f"uint8 (B, {side}, {side}, 3)", where=str(self.path)
+            )
+        if self._input["dtype"] != np.uint8 or tuple(self._input["shape"]) != (1, side, side, 3):
+            raise UnsupportedError(
+                f"an input {np.dtype(self._input['dtype']).name} {tuple(int(n) for n in self._input['shape'])}",
+                expected="uint8 (1, H, H, 3): how a picture becomes other numbers is not written in the file",
+                where=str(self.path),
+                do="It can still be timed: edgeface bench",
+            )
+        rows: dict[str, list[NDArray[Any]]] = {name: [] for name in self._outputs}
+        for picture in batch:
+            self._interpreter.set_tensor(self._input["index"], picture[None])
+            self._interpreter.invoke()
+            for name, detail in self._outputs.items():
+                rows[name].append(self._interpreter.get_tensor(detail["index"])[0])
+        return {name: np.stack(values) if values else np.empty(0) for name, values in rows.items()}
+
+    def prepare(self, seed: int) -> Callable[[], None]:
+        """See TimedRunner.prepare."""
+        generator = np.random.default_rng(seed)
+        shape, dtype = self._input["shape"], np.dtype(self._input["dtype"])
+        if dtype.kind in "iu":
+            limits = np.iinfo(dtype)
+            picture = generator.integers(limits.min, limits.max, shape, dtype=dtype, endpoint=True)
+        else:
+            picture = generator.uniform(-1.0, 1.0, shape).astype(dtype)
+        self._interpreter.set_tensor(self._input["index"], picture)
+        invoke: Callable[[], None] = self._interpreter.invoke
+        return invoke
+
+
+def _interpreter_module() -> Any:
+    try:
+        return importlib.import_module("ai_edge_litert.interpreter")  # it has no types
+    except ImportError as error:
+        raise MissingToolError(
+            f"ai-edge-litert cannot be imported ({error})",
+            expected="the LiteRT runtime",
+            where="running a TFLite file",
+            do="pip install 'edgeface[android]'",
+        ) from error
+
+
+def _interpreter(path: Path, *, runtime: str, threads: int) -> Any:
+    module = _interpreter_module()
+    resolver = module.OpResolverType.AUTO
+    if runtime == "tflite-builtin":
+        resolver = module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    try:
+        interpreter = module.Interpreter(
+            model_path=str(path), num_threads=threads, experimental_op_resolver_type=resolver
+        )
+        interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        raise ModelError(f"LiteRT cannot run it ({error})", expected="a whole TFLite file", where=str(path)) from error
+    if len(interpreter.get_input_details()) != 1:
+        raise UnsupportedError(
+            f"{len(interpreter.get_input_details())} inputs", expected="one, a picture", where=str(path)
+        )
+    return interpreter
+
+
+def _named_outputs(interpreter: Any) -> dict[str, Any]:
+    """Output name to its tensor's details: by signature where there is one, else by tensor name."""
+    signatures = interpreter.get_signature_list()
+    if len(signatures) == 1:
+        return dict(interpreter.get_signature_runner().get_output_details())
+    return {detail["name"]: detail for detail in interpreter.get_output_details()}
+
+
+def _minimal_spec(path: Path, picture: Any, outputs: Mapping[str, Any]) -> ModelSpec:
+    found = []
+    for name, detail in sorted(outputs.items()):
+        task = TASKS.get(name)
+        # Landmarks are offsets from a mean shape that only a manifest tells.
+        if task is None or task.kind is Kind.LANDMARKS:
+            continue
+        if int(np.prod(detail["shape"])) == int(np.prod(task.output_shape)):
+            found.append(OutputSpec(name=name, task=name, shape=task.output_shape, classes=task.classes))
+    side = int(picture["shape"][1]) if len(picture["shape"]) == 4 else 0
+    return ModelSpec(name=path.stem, input_px=side, outputs=tuple(found))
+
+
+def _observed_precision(interpreter: Any, outputs: Mapping[str, Any]) -> str:
+    if all(detail["dtype"] == np.int8 for detail in outputs.values()):
+        return "w8a8"
+    kinds = {detail["dtype"] for detail in interpreter.get_tensor_details()}
+    if np.int8 in kinds:
+        return "w8a32"
+    return "fp16" if np.float16 in kinds else "fp32"
