@@ -1,4 +1,11 @@
-"""The student as quantization-aware training sees it: float32 arithmetic on values rounded to the integer grid."""
+"""The student as quantization-aware training sees it: float32 arithmetic on values rounded to the integer grid.
+
+While it trains, every value is a float32 multiple k·s of its scale and sums of products carry float32 rounding, so
+about one activation in a million lands on the other side of a rounding threshold than in the shipped file, and layers
+behind it spread that. Once snapped, nothing is left to train and the network is computed on the integers k instead,
+held in floating point: the same numbers algebraically, without that rounding. The answer then depends on neither
+threads nor batch nor machine, and is that of the shipped file (rule "xnnpack" of quantize/grid.py), bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +17,13 @@ from torch import Tensor, nn
 
 from edgeface.errors import ConfigError, ModelError
 from edgeface.specs import CALIBRATIONS
-from quantize.graph import INPUT, Graph, apply, scale_owners
+from quantize.graph import INPUT, Graph, Node, apply, scale_owners
 from quantize.grid import (
     INPUT_SCALE,
     INPUT_ZERO_POINT,
     Quantized,
     activation_grid,
+    add_ratios,
     grid_range,
     require_input_grid,
     snap,
@@ -25,7 +33,7 @@ from quantize.grid import (
 # observing  ranges follow the activations, nothing is rounded
 # adapting   everything is rounded, ranges follow
 # frozen     everything is rounded, ranges stay
-# snapped    weights and biases lie on their grid; only activations are still rounded
+# snapped    weights and biases lie on their grid, and the integers themselves are computed with
 Phase = Literal["observing", "adapting", "frozen", "snapped"]
 
 
@@ -158,17 +166,59 @@ class FakeQuantNetwork(nn.Module):
         Returns:
             Output name to (B, *shape).
         """
-        # Half-precision products would blur the grid, so autocast stays outside.
-        with torch.autocast(images.device.type, enabled=False):
-            values = self._nodes(images.float())
+        values = self.node_values(images)
         return {
             output: values[name].reshape(len(images), *self.graph.output_shape(output))
             for output, name in self.graph.outputs.items()
         }
 
     def node_values(self, images: Tensor) -> dict[str, Tensor]:
-        """Value of INPUT and every node, (B, *node.shape): where two implementations part, for debugging and tests."""
-        return self._nodes(images.float())
+        """Value of INPUT and every node, (B, *node.shape): tells where two implementations part."""
+        # Half-precision products would blur the grid, so autocast stays outside.
+        with torch.autocast(images.device.type, enabled=False):
+            if self.phase != "snapped":
+                return self._nodes(images.float())
+            grids = self.activations()
+            return {name: codes * grids[name][0] for name, codes in self._codes(images.float(), grids).items()}
+
+    @torch.no_grad()
+    def _codes(self, images: Tensor, grids: dict[str, tuple[float, int]]) -> dict[str, Tensor]:
+        """q − z of INPUT and every node, whole numbers in float32."""
+        values = {INPUT: torch.round(images - 128.0).clamp(-128, 127)}
+        for node in self.graph.nodes:
+            operands = [values[name] for name in node.inputs]
+            if self._owners[node.name] != node.name:
+                values[node.name] = apply(node, operands)
+                continue
+            scale, zero_point = grids[node.name]
+            in_scale = grids[node.inputs[0]][0]
+            if node.op == "add":
+                first, second, shift = add_ratios(in_scale, grids[node.inputs[1]][0], scale)
+                total = operands[0].double() * first + operands[1].double() * second
+                rounded = torch.floor(total * 2.0**-shift + 0.5).float()
+            elif node.op == "mean":
+                _, _, height, width = operands[0].shape
+                multiplier = images.new_tensor(in_scale) / scale / (height * width)
+                rounded = torch.round(operands[0].sum((2, 3)) * multiplier)
+            else:
+                rounded = self._products(node, operands[0], in_scale=in_scale, out_scale=scale)
+            least = max(-128, zero_point) if node.relu else -128
+            values[node.name] = rounded.clamp(least - zero_point, 127 - zero_point)
+        return values
+
+    def _products(self, node: Node, codes: Tensor, *, in_scale: float, out_scale: float) -> Tensor:
+        weight, bias = self.weights[node.name], self.biases[node.name]
+        scales = weight_scales(weight, bias, weight.new_tensor(in_scale))  # (out,)
+        weight_codes = torch.round(weight / scales.view(-1, *[1] * (weight.ndim - 1)))
+        bias_codes = torch.round(bias.double() / (scales.double() * in_scale))
+        # Whole numbers below 2^24 add up exactly in float32, in any order. The convolutions of other devices may take
+        # short cuts through fractions (Winograd), so those compute in float64, where such fractions vanish in rounding.
+        bound = weight_codes.abs().flatten(1).sum(1) * 255 + bias_codes.abs()
+        exact = torch.float32 if codes.device.type == "cpu" and float(bound.max()) < 2**24 else torch.float64
+        linear = replace(node, relu=False)
+        sums = apply(linear, [codes.to(exact)], weight=weight_codes.to(exact), bias=bias_codes.to(exact))
+        multiplier = scales * in_scale / out_scale
+        return torch.round(torch.round(sums).float() * multiplier.view(-1, *[1] * (sums.ndim - 2)))
 
     def _nodes(self, images: Tensor) -> dict[str, Tensor]:
         follows = self.training and self.phase in ("observing", "adapting")
@@ -186,7 +236,7 @@ class FakeQuantNetwork(nn.Module):
             weight = bias = None
             if node.name in self.weights:
                 weight, bias = self.weights[node.name], self.biases[node.name]
-                if self.phase in ("adapting", "frozen"):
+                if rounds:
                     weight, bias = _rounded(weight, bias, grids[self._owners[node.inputs[0]]])
             y = apply(node, inputs, weight=weight, bias=bias)
             slot = self._slots.get(node.name)

@@ -290,7 +290,8 @@ def _fixed_once(accumulated: NDArray[np.int64], multiplier: NDArray[np.floating]
     """Fixed point, one rounding, half up. Source: TensorFlow Lite's single-rounding MultiplyByQuantizedMultiplier."""
     significand, exponent = _fixed_point(multiplier)
     shift = 31 - exponent
-    return np.right_shift(accumulated * significand + np.left_shift(1, shift - 1), shift)
+    rounded: NDArray[np.int64] = (accumulated * significand + (np.int64(1) << (shift - 1))) >> shift
+    return rounded
 
 
 def _fixed_twice(accumulated: NDArray[np.int64], multiplier: NDArray[np.floating]) -> NDArray[np.int64]:
@@ -306,18 +307,30 @@ def _fixed_twice(accumulated: NDArray[np.int64], multiplier: NDArray[np.floating
     high = np.where(nudged >= 0, nudged >> 31, -((-nudged) >> 31))  # C's division truncates
     shift = np.maximum(-exponent, 0)
     mask = (np.int64(1) << shift) - 1
-    return (high >> shift) + ((high & mask) > (mask >> 1) + (high < 0))
+    rounded: NDArray[np.int64] = (high >> shift) + ((high & mask) > (mask >> 1) + (high < 0))
+    return rounded
+
+
+def add_ratios(a_scale: float, b_scale: float, out_scale: float) -> tuple[int, int, int]:
+    """a_scale/out_scale and b_scale/out_scale as integers over 2^shift, the larger with 21 bits.
+
+    Source:
+        XNNPACK, the parameters of its qs8 add.
+    """
+    ratios = np.array([a_scale, b_scale], np.float32) / np.float32(out_scale)
+    shift = 20 - (int(np.frexp(ratios.max())[1]) - 1)
+    first, second = np.rint(ratios.astype(np.float64) * 2.0**shift)
+    return int(first), int(second), shift
 
 
 def _add_float(
     a: NDArray[np.int64], b: NDArray[np.int64], a_scale: float, b_scale: float, out_scale: float
 ) -> NDArray[np.int64]:
-    """Both operands times a 21-bit fixed-point ratio, one rounding, half up. Source: XNNPACK, qs8-vadd parameters."""
-    ratios = np.array([a_scale, b_scale], np.float32) / np.float32(out_scale)
-    shift = 20 - (int(np.frexp(ratios.max())[1]) - 1)
-    first, second = np.rint(ratios.astype(np.float64) * 2.0**shift).astype(np.int64)
+    """Both operands times a fixed-point ratio, one rounding, half up."""
+    first, second, shift = add_ratios(a_scale, b_scale, out_scale)
     total: NDArray[np.int64] = a * first + b * second + (1 << (shift - 1))
-    return np.right_shift(total, shift)
+    rounded: NDArray[np.int64] = total >> shift
+    return rounded
 
 
 def _add_fixed(

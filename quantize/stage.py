@@ -1,0 +1,101 @@
+"""The third stage: quantization-aware training of a float student, with its teacher still supervising."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from distill.stages import (
+    TrainingData,
+    batches_for,
+    finished,
+    load_network,
+    objective_with,
+    partial_folder,
+    remove_partial,
+    save_stage,
+    stage_key,
+    use_threads,
+    watcher,
+)
+from distill.train import Progress, train
+from edgeface.checkpoint import Checkpoint
+from edgeface.config import to_plain
+from edgeface.files import sha256_json
+from edgeface.specs import Recipe
+from quantize.calibrate import calibrate
+from quantize.qat import finish, milestones, prepare, qat_weights
+
+
+def train_qat(
+    recipe: Recipe,
+    data: TrainingData,
+    folder: Path,
+    *,
+    student: Checkpoint,
+    teacher: Checkpoint | None,
+    report: Callable[[Progress], None] | None = None,
+) -> Checkpoint:
+    """Fold, calibrate, train under fake-quantization, snap to the integer grid, save.
+
+    Args:
+        recipe: A resolved recipe.
+        data: From distill.stages.training_data.
+        folder: Becomes the checkpoint; `folder.partial` beside it holds the step checkpoint meanwhile.
+        student: The float student it starts from; its network and outputs are kept.
+        teacher: Supervises as it did the student; None trains on labels alone.
+        report: Told of progress.
+
+    Raises:
+        UnsupportedError: A layer of the student has no integer form.
+    """
+    spec = recipe.qat
+    key = sha256_json(
+        {
+            "stage": stage_key("qat", recipe, data, network=student.network, spec=spec.train),
+            "qat": {name: value for name, value in to_plain(spec).items() if name != "train"},
+            "distill": to_plain(recipe.distill),
+            "student": student.sha256,
+            "teacher": "" if teacher is None else teacher.sha256,
+        }
+    )
+    done = finished(folder, key)
+    if done is not None:
+        return done
+    use_threads(recipe)
+    model, seed = student.model, recipe.seed + 2
+    network = prepare(load_network(student).eval(), spec)
+    batches = batches_for(recipe, data, spec=spec.train, input_px=model.input_px, seed=seed)
+    # Ranges start from augmented pictures as training will see them; epoch 0 is seen again, which harms nothing.
+    calibrate(network, (batch.images for batch in batches.epoch(0)), limit=spec.calibration_batches)
+    trained = train(
+        network,
+        objective_with(recipe, model, teacher=teacher),
+        batches,
+        spec=spec.train,
+        seed=seed,
+        key=key,
+        partial=partial_folder(folder),
+        watch=watcher(data, model),
+        before_step=milestones(spec),
+        report=report,
+    )
+    network.to(torch.device("cpu"))
+    network.load_state_dict(trained.weights)
+    finish(network)
+    checkpoint = save_stage(
+        folder,
+        kind="qat",
+        key=key,
+        network=student.network,
+        model=model,
+        trained=replace(trained, weights=qat_weights(network)),
+        recipe=recipe,
+        data=data,
+        made_from={"student": student.sha256} | ({} if teacher is None else {"teacher": teacher.sha256}),
+    )
+    remove_partial(folder)
+    return checkpoint
