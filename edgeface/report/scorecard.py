@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -447,12 +448,14 @@ def title(metric: str) -> str:
     return f"{name}, {shown_unit}" if shown_unit else name
 
 
+def scaled(metric: str, value: float) -> float:
+    """A value in the unit of `title`: shares become percent."""
+    return value * _SHOWN[metric][1]
+
+
 def shown(metric: str, value: float | None) -> str:
-    """A value as tables print it, without its unit; "-" when there is none."""
-    if value is None:
-        return "-"
-    _, factor, digits, _ = _SHOWN[metric]
-    return f"{value * factor:.{digits}f}"
+    """A value as tables print it, in the unit of `title`; "-" when there is none."""
+    return "-" if value is None else f"{scaled(metric, value):.{_SHOWN[metric][2]}f}"
 
 
 def unit(cell: Cell) -> str:
@@ -518,10 +521,11 @@ def lines(card: Scorecard) -> dict[str, list[Line]]:
     return printed
 
 
-def heading(row: Row) -> tuple[str, str]:
-    """A row's name and, below it, how it was run."""
+def heading(row: Row) -> tuple[str, tuple[str, ...]]:
+    """A row's name, and what stands below it: precision, runtime, size; a precision in the name is not repeated."""
     size = f"{row.size_bytes / 1e6:.2f} MB" if row.size_bytes else ""
-    return row.model, " · ".join(text for text in (row.precision, row.runtime, size) if text)
+    precision = "" if row.precision in re.split(r"[. ]", row.model) else row.precision
+    return row.model, tuple(text for text in (precision, row.runtime, size) if text)
 
 
 def render(card: Scorecard) -> RenderableType:
@@ -536,7 +540,9 @@ def render(card: Scorecard) -> RenderableType:
     table.add_column("task", no_wrap=True)
     for row in card.rows:
         name, how = heading(row)
-        table.add_column(Text.assemble((name, "bold"), "\n", (how.replace(" · ", "\n"), "dim")), justify="right")
+        broken = re.sub(r"\.|(?= )", ".\n" if "." in name else "\n", name, count=1).replace("\n ", "\n")
+        words = Text.assemble((broken, "bold"), *((f"\n{text}", "dim") for text in how))
+        table.add_column(words, justify="right", overflow="fold")
     for name, printed in lines(card).items():
         for index, line in enumerate(printed):
             label = Text.assemble((name, "bold"), f"  {line.title}") if line.main else Text(f"  {line.title}", "dim")
