@@ -140,9 +140,13 @@ def _load(cls: type[Spec], mapping: Mapping[str, object], *, document: str, from
 
 def _name_set(fault: ConfigError, from_set: Sequence[str]) -> ConfigError:
     """Says that the faulty value came from --set, where it did."""
-    if not any(fault.where == key or fault.where.startswith((f"{key}.", f"{key}[")) for key in from_set):
+    if not any(_within(fault.where, key) or _within(key, fault.where) for key in from_set):
         return fault
     return ConfigError(fault.found, expected=fault.expected, where=f"--set {fault.where}", do=fault.do)
+
+
+def _within(inner: str, outer: str) -> bool:
+    return inner == outer or inner.startswith((f"{outer}.", f"{outer}["))
 
 
 def _recipe_path(name_or_path: str) -> Path:

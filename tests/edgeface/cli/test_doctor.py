@@ -1,0 +1,68 @@
+"""`edgeface doctor`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edgeface.cli import doctor
+from edgeface.cli.doctor import PACKAGES, TARGET_PACKAGES, Package, Probe, probe, report
+
+WELL = {package.name: Probe(version="1.0", fault="") for package in PACKAGES}
+
+
+def test_all_is_well_when_everything_imports() -> None:
+    result = report(WELL)
+    assert result.exit_code == 0
+    payload = json.loads(json.dumps(result.payload))
+    assert payload["schema"] == 1
+    assert [(target["target"], target["builds"], target["runs"]) for target in payload["targets"]] == [
+        (target, True, True) for target in TARGET_PACKAGES
+    ]
+
+
+@pytest.mark.parametrize(
+    ("broken", "builds", "runs"),
+    [("litert-torch", False, True), ("ai-edge-litert", False, False), ("torch", False, False)],
+)
+def test_a_broken_package_stops_what_needs_it_twin(broken: str, builds: bool, runs: bool) -> None:
+    probes = {**WELL, broken: Probe(version="1.0", fault="ImportError: no such symbol")}
+    result = report(probes)
+    payload = json.loads(json.dumps(result.payload))
+    (android,) = [target for target in payload["targets"] if target["target"] == "android"]
+    assert (android["builds"], android["runs"]) == (builds, runs)
+    assert broken in android["missing"]
+    assert android["install"] == "pip install 'edgeface[android]'"
+    assert result.exit_code == 3
+    assert "no such symbol" in str(result.text)
+
+
+def test_a_package_is_probed_by_importing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert probe(Package(name="numpy", module="numpy", extra="", use="")).fault == ""
+    absent = probe(Package(name="edgeface-absent", module="edgeface_absent", extra="", use=""))
+    assert absent == Probe(version="", fault="not installed")
+    listed_but_broken = probe(Package(name="numpy", module="numpy.absent", extra="", use=""))
+    assert listed_but_broken.version
+    assert "ModuleNotFoundError" in listed_but_broken.fault
+
+
+def test_every_package_of_a_target_is_known() -> None:
+    names = {package.name for package in PACKAGES}
+    for to_build, to_run in TARGET_PACKAGES.values():
+        assert {*to_build, *to_run} <= names
+
+
+def test_the_report_does_not_import_what_it_asks_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def recorded(package: Package) -> Probe:
+        asked.append(package.name)
+        return Probe(version="1.0", fault="")
+
+    monkeypatch.setattr(doctor, "probe", recorded)
+    from edgeface.cli.main import main
+
+    assert main(["doctor", "--json"]) == 0
+    assert asked == [package.name for package in PACKAGES]
