@@ -143,7 +143,8 @@ def augment(
     for name, values in labels.items():
         if TASKS[name].kind is Kind.LANDMARKS:
             moved[name] = apply_matrix(to_output, values.double()).float()
-    moved = relabel_mirrored(moved, mirrored)
+    if spec.mirror_share > 0.0:
+        moved = relabel_mirrored(moved, mirrored)
 
     _change_light(pictures, draw, spec=spec)
     if spec.occlusion_share > 0.0:

@@ -1,0 +1,63 @@
+"""Names of sources."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgeface.data.sources import READERS, data_root, open_source, parse_source
+from edgeface.errors import DataError, UsageError
+
+
+@pytest.mark.parametrize(
+    ("text", "corpus", "argument", "split"),
+    [
+        ("mtfl", "mtfl", "", ""),
+        ("mtfl@val", "mtfl", "", "val"),
+        ("mtfl:/a/b@test", "mtfl", "/a/b", "test"),
+        ("folder:faces", "folder", "faces", ""),
+        ("folder:/home/me@work/faces", "folder", "/home/me@work/faces", ""),
+        ("folder:/home/me@work/faces@train", "folder", "/home/me@work/faces", "train"),
+        ("synthetic:4000@train", "synthetic", "4000", "train"),
+    ],
+)
+def test_a_source_comes_apart(text: str, corpus: str, argument: str, split: str) -> None:
+    parsed = parse_source(text)
+    assert (parsed.corpus, parsed.argument, parsed.split) == (corpus, argument, split)
+
+
+@pytest.mark.parametrize("text", ["mtfl@", "mtfl:", "folder:@train", "mtfl:@"])
+def test_an_empty_part_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="an empty part"):
+        parse_source(text)
+
+
+def test_an_unknown_corpus_names_the_nearest() -> None:
+    with pytest.raises(UsageError, match="Did you mean 'mtfl'") as caught:
+        parse_source("mftl@train")
+    assert all(repr(name) in caught.value.expected for name in READERS)
+
+
+def test_a_folder_source_needs_a_path() -> None:
+    with pytest.raises(UsageError, match="folder:PATH"):
+        open_source("folder@train", root=Path())
+
+
+def test_a_missing_corpus_says_how_to_set_the_root(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="EDGEFACE_DATA") as caught:
+        open_source("mtfl", root=tmp_path)
+    assert str(tmp_path / "mtfl") in caught.value.found
+
+
+def test_a_missing_typed_path_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="Correct the path"):
+        open_source(f"mtfl:{tmp_path / 'nowhere'}", root=Path())
+
+
+def test_the_root_is_the_recipes_then_the_environments_then_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEFACE_DATA", "/faces")
+    assert data_root("/mine") == Path("/mine")
+    assert data_root("") == Path("/faces")
+    monkeypatch.delenv("EDGEFACE_DATA")
+    assert data_root("") == Path("data")
