@@ -1,0 +1,126 @@
+"""Batches: a resumable order over several packs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edgeface.data.corpus import Corpus, Labels
+from edgeface.data.loader import Batches
+from edgeface.data.pack import Pack, pack
+from edgeface.errors import ConfigError
+from edgeface.specs import AugmentSpec
+
+STILL = AugmentSpec(
+    rotation_deg=0.0,
+    scale=(1.0, 1.0),
+    translation=0.0,
+    mirror_share=0.0,
+    brightness=0.0,
+    contrast=0.0,
+    saturation=0.0,
+    blur_share=0.0,
+    jpeg_share=0.0,
+    occlusion_share=0.0,
+)
+
+
+def made(cache: Path, *, name: str, count: int, level: int, labels: Labels, px: int = 16) -> Pack:
+    """A pack whose pictures are flat: their level is `level` plus their index."""
+    corpus = Corpus(
+        name=name,
+        source=name,
+        split="train",
+        licence="none",
+        research_only=False,
+        keys=tuple(f"{name} {i}" for i in range(count)),
+        people=tuple(f"{name} {i}" for i in range(count)),
+        crops=np.tile(np.asarray([8, 8, 16], np.float32), (count, 1)),
+        labels=labels,
+        load=lambda index: np.full((16, 16, 3), level + index, np.uint8),
+    )
+    return pack(corpus, px=px, margin=1.0, cache=cache)
+
+
+@pytest.fixture
+def packs(tmp_path: Path) -> list[Pack]:
+    first = made(tmp_path, name="first", count=11, level=0, labels={"gender": np.arange(11) % 2})
+    second = made(tmp_path, name="second", count=9, level=100, labels={"smile": np.ones(9, np.int64)})
+    return [first, second]
+
+
+def batches(packs: list[Pack], *, seed: int = 0, augment: AugmentSpec = STILL, batch: int = 4) -> Batches:
+    return Batches(packs, tasks=["gender", "smile"], augment=augment, input_px=16, batch=batch, seed=seed)
+
+
+def test_ids_count_through_the_packs_and_bring_their_own_picture(packs: list[Pack]) -> None:
+    seen = {}
+    for batch in batches(packs).epoch(0):
+        for place, sample in enumerate(batch.ids.tolist()):
+            seen[sample] = int(batch.images[place, 0, 0, 0])
+    assert len(seen) == 20
+    assert all(level == (sample if sample < 11 else 100 + sample - 11) for sample, level in seen.items())
+
+
+def test_a_task_a_pack_does_not_label_is_missing_there(packs: list[Pack]) -> None:
+    loader = batches(packs)
+    assert set(loader.labels) == {"gender", "smile"}
+    batch = loader.at(np.asarray([3, 12]), epoch=0)
+    assert batch.labels["gender"].tolist() == [1, -1]
+    assert batch.labels["smile"].tolist() == [-1, 1]
+
+
+def test_the_last_short_batch_is_dropped(packs: list[Pack]) -> None:
+    loader = batches(packs, batch=6)
+    assert loader.steps_per_epoch == 3
+    assert [len(batch.ids) for batch in loader.epoch(0)] == [6, 6, 6]
+
+
+def test_the_order_is_a_permutation_that_epoch_and_seed_change(packs: list[Pack]) -> None:
+    loader = batches(packs)
+    assert sorted(loader.order(0).tolist()) == list(range(20))
+    assert np.array_equal(loader.order(0), batches(packs).order(0))
+    assert not np.array_equal(loader.order(0), loader.order(1))
+    assert not np.array_equal(loader.order(0), batches(packs, seed=1).order(0))
+
+
+def test_resuming_at_a_step_gives_the_same_batches(packs: list[Pack]) -> None:
+    whole = list(batches(packs, augment=AugmentSpec()).epoch(2))
+    rest = list(batches(packs, augment=AugmentSpec()).epoch(2, start_step=3))
+    assert len(rest) == len(whole) - 3
+    for late, early in zip(rest, whole[3:], strict=True):
+        assert late.images.equal(early.images)
+        assert late.ids.equal(early.ids)
+        assert all(late.labels[name].equal(early.labels[name]) for name in early.labels)
+    other = next(iter(batches(packs, augment=AugmentSpec()).epoch(3)))
+    assert not other.images.equal(whole[0].images)
+
+
+def test_a_batch_size_does_not_change_the_pictures(packs: list[Pack]) -> None:
+    small = [b.images for b in batches(packs, augment=AugmentSpec(), batch=4).epoch(1)]
+    large = [b.images for b in batches(packs, augment=AugmentSpec(), batch=10).epoch(1)]
+    assert torch.cat(small).equal(torch.cat(large))
+
+
+def test_packs_of_different_size_are_refused(tmp_path: Path, packs: list[Pack]) -> None:
+    other = made(tmp_path, name="other", count=4, level=0, labels={"gender": np.zeros(4, np.int64)}, px=20)
+    with pytest.raises(ConfigError, match="one size and one margin"):
+        batches([packs[0], other])
+
+
+def test_fewer_samples_than_a_batch_are_refused(packs: list[Pack]) -> None:
+    with pytest.raises(ConfigError, match="at least one batch of 21"):
+        batches(packs, batch=21)
+
+
+def test_a_task_nobody_labels_is_refused(packs: list[Pack]) -> None:
+    with pytest.raises(ConfigError, match="'pose'"):
+        Batches(packs, tasks=["gender", "pose"], augment=STILL, input_px=16, batch=4, seed=0)
+
+
+def test_no_pack_is_refused() -> None:
+    with pytest.raises(ConfigError, match="one size and one margin"):
+        batches([])
