@@ -112,7 +112,7 @@ RECIPES = st.builds(
 
 
 @given(recipe=RECIPES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_dumped_recipe_loads_back_equal(recipe: Recipe) -> None:
     table = tomllib.loads(dump_recipe(recipe))
     assert from_plain(Recipe, table, where="dump") == recipe
