@@ -103,7 +103,7 @@ def known_rows(output: OutputSpec, labels: Tensor) -> Tensor:
         return labels >= 0
     if kind is Kind.ATTRIBUTES:
         return (labels >= 0).any(dim=1)
-    return torch.isfinite(labels.flatten(1)).all(dim=1)
+    return torch.isfinite(labels.reshape(len(labels), -1)).all(dim=1)
 
 
 def hard_loss(output: OutputSpec, prediction: Tensor, labels: Tensor, *, spec: LossSpec) -> Tensor:

@@ -386,7 +386,8 @@ def _restore(
 
 
 def _curve(rows: list[dict[str, float | int | str]]) -> str:
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    lead = ("step", "epoch", "lr")
+    columns = [*lead, *sorted({name for row in rows for name in row} - set(lead))]
     stream = io.StringIO()
     writer = csv.DictWriter(stream, columns, lineterminator="\n")
     writer.writeheader()

@@ -32,7 +32,8 @@ class TorchRunner:
     @torch.no_grad()
     def run(self, batch: NDArray[np.uint8]) -> Outputs:
         """See evaluate.Runner.run."""
-        images = torch.from_numpy(np.ascontiguousarray(batch)).to(self._device).permute(0, 3, 1, 2)
+        # torch.tensor copies: a batch cut from a memory-mapped pack is read-only.
+        images = torch.tensor(batch, device=self._device).permute(0, 3, 1, 2)
         images = images.to(torch.float32, memory_format=torch.channels_last)
         with torch.autocast(self._device.type, torch.bfloat16, self.precision == "bf16"):
             outputs = self._network(images)

@@ -1,0 +1,163 @@
+"""The loop: it learns, a stopped run ends with the same bits, and bad losses and checkpoints are refused."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from distill.train import Progress, Trained, learning_rate, train
+from edgeface.errors import DataError, InterruptedRun, ModelError
+from edgeface.specs import TrainSpec
+
+SPEC = TrainSpec(epochs=3, batch=4, lr=1e-2, warmup_epochs=0.5, ema=0.9, checkpoint_s=1e-9)
+
+
+@dataclass
+class Batch:
+    images: Tensor
+    labels: dict[str, Tensor]
+    ids: Tensor
+
+
+class Batches:
+    """Eight steps an epoch of a linear problem, a pure function of epoch and step."""
+
+    steps_per_epoch = 8
+
+    def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[Batch]:
+        for step in range(start_step, self.steps_per_epoch):
+            generator = torch.Generator().manual_seed(epoch * 100 + step)
+            images = torch.rand(4, 3, 4, 4, generator=generator)
+            yield Batch(images, {"y": images.mean(dim=(1, 2, 3))}, torch.arange(4))
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.drop = nn.Dropout(0.2)
+        self.head = nn.Linear(16, 1)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"y": self.head(self.drop(self.norm(self.conv(images))).flatten(1)).squeeze(1)}
+
+
+def square(
+    outputs: Mapping[str, Tensor], images: Tensor, labels: Mapping[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    loss = (outputs["y"] - labels["y"]).square().mean()
+    return loss, {"y": loss}
+
+
+def fit(
+    folder: Path, *, key: str = "k", spec: TrainSpec = SPEC, stop_at: int | None = None
+) -> tuple[Trained, list[Progress]]:
+    torch.manual_seed(0)
+    network = Net()
+    seen: list[Progress] = []
+
+    def before(network: nn.Module, step: int, steps: int) -> None:
+        if step == stop_at:
+            signal.raise_signal(signal.SIGINT)
+
+    trained = train(
+        network,
+        square,
+        Batches(),
+        spec=spec,
+        seed=7,
+        key=key,
+        partial=folder / "stage.partial",
+        watch=lambda network: {"y.score": float(next(network.parameters()).detach().abs().mean())},
+        watches=4,
+        before_step=before,
+        report=seen.append,
+    )
+    return trained, seen
+
+
+def same(first: Trained, second: Trained) -> bool:
+    return all(torch.equal(first.weights[name], second.weights[name]) for name in first.weights)
+
+
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    _, seen = fit(tmp_path, spec=TrainSpec(epochs=20, batch=4, lr=1e-2))
+    assert seen[-1].loss < 0.5 * seen[0].loss
+
+
+@pytest.mark.parametrize("stop_at", [0, 5, 13, 22])
+def test_a_stopped_run_ends_with_the_same_bits_and_curve(tmp_path: Path, stop_at: int) -> None:
+    whole, _ = fit(tmp_path / "whole")
+    with pytest.raises(InterruptedRun):
+        fit(tmp_path / "stopped", stop_at=stop_at)
+    resumed, _ = fit(tmp_path / "stopped")
+    assert same(whole, resumed)
+    assert whole.curve == resumed.curve
+    assert whole.samples == resumed.samples
+
+
+def test_another_seed_ends_with_other_bits_twin(tmp_path: Path) -> None:
+    first, _ = fit(tmp_path / "a")
+    torch.manual_seed(0)
+    second = train(Net(), square, Batches(), spec=SPEC, seed=8, key="k", partial=tmp_path / "b.partial")
+    assert not same(first, second)
+
+
+def test_interruption_leaves_the_default_signal_handler(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(InterruptedRun):
+        fit(tmp_path, stop_at=2)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_step_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InterruptedRun):
+        fit(tmp_path, stop_at=4)
+    with pytest.raises(ModelError, match="another recipe"):
+        fit(tmp_path, key="other")
+
+
+def test_damaged_step_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InterruptedRun):
+        fit(tmp_path, stop_at=4)
+    path = tmp_path / "stage.partial" / "state.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match="sha256"):
+        fit(tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_samples(tmp_path: Path) -> None:
+    def bad(
+        outputs: Mapping[str, Tensor], images: Tensor, labels: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = outputs["y"].sum() * float("nan")
+        return loss, {"y": loss}
+
+    with pytest.raises(DataError, match=r"nan at step 0, samples \[0, 1, 2, 3\]"):
+        train(Net(), bad, Batches(), spec=SPEC, seed=0, key="k", partial=tmp_path / "p")
+
+
+def test_validation_happens_as_often_as_asked_and_at_the_end(tmp_path: Path) -> None:
+    trained, seen = fit(tmp_path)
+    watched = [progress.step for progress in seen if progress.metrics]
+    assert watched == [6, 12, 18, 24]
+    assert len(trained.curve.splitlines()) == 1 + 4
+
+
+def test_learning_rate_warms_up_peaks_and_falls_to_zero() -> None:
+    rates = [learning_rate(step, steps=100, warmup=10, peak=1.0) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1.0
+    assert rates[99] < 1e-3
+    assert all(later <= earlier for earlier, later in itertools.pairwise(rates[10:]))
+    assert learning_rate(99, steps=100, warmup=10, peak=2.0) != rates[99]
