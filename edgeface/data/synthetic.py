@@ -27,8 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.data.corpus import Corpus, Labels, label_shape, unlabelled
+from edgeface.data.faces.camera import FRAME
 from edgeface.data.faces.draw import PER_PERSON, Person, Shot, draw_person, draw_shot, person_of
-from edgeface.data.faces.scene import FRAME, locate, render_face
+from edgeface.data.faces.scene import locate, render_face
 from edgeface.data.faces.template import ORDERS
 from edgeface.errors import UsageError
 from edgeface.tasks import EXPRESSIONS, TASKS

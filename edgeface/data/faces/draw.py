@@ -52,6 +52,8 @@ class Person:
         beauty: In [0, 1]; see the docstring of `edgeface.data.synthetic`.
         hairline: Height of the hair's edge above the brow at the middle of the forehead.
         hair_length: 0 shaved, 0.3 short, 1 to the shoulders.
+        texture: Which of the eight sheets of skin grain and strands.
+        marks: (50, 2) canonical places of acne and spots, shown or not.
     """
 
     modes: NDArray[np.float32]
@@ -82,6 +84,7 @@ class Person:
     eyelid: float
     glasses: int
     texture: int
+    marks: NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +148,9 @@ def draw_person(seed: int, person: int) -> Person:
     generator = _stream(seed, _PERSON_STREAM, person)
     u: list[float] = generator.random(48).tolist()
     normal = np.clip(generator.standard_normal(len(_PERSON_MODES)), -2.4, 2.4)
+    across, along, where = generator.random((3, 50))
+    marks_x = np.where(where < 0.5, -1.0, 1.0) * (0.18 + 0.72 * across)
+    marks_y = np.where(where * 8 % 1 < 0.25, -0.85 + 0.45 * along, 0.25 + 1.2 * along)
 
     feminine = _between(u[0], 0.0, 0.40) if u[1] < 0.5 else _between(u[0], 0.60, 1.0)
     lean = 2.0 * feminine - 1.0
@@ -230,6 +236,7 @@ def draw_person(seed: int, person: int) -> Person:
         eyelid=_between(u[36], 0.78, 1.04),
         glasses=glasses,
         texture=int(u[37] * 8),
+        marks=np.stack([marks_x, marks_y], -1),
     )
 
 
@@ -318,7 +325,7 @@ def draw_shot(seed: int, index: int, person: Person) -> Shot:
         pitch=math.radians(pitch),
         roll=math.radians(roll),
         camera=_between(u[18], 9.0, 30.0),
-        scale=0.377 * math.exp(min(max(0.10 * n[3], -0.25), 0.25)),
+        scale=0.365 * math.exp(min(max(0.10 * n[3], -0.25), 0.25)),
         shift=(0.035 * n[4], 0.035 * n[5]),
         expression=expression,
         smile=smile,
