@@ -1,4 +1,4 @@
-# The environment lives in .venv, made once from the pins in constraints.txt and re-used until they or pyproject.toml change.
+# The environment lives in .venv, made once from the pins in constraints.txt, re-used until they or pyproject.toml change.
 # Choose another Python with `make PYTHON=/path/to/python3.12 …`.
 
 PYTHON ?= $(shell for python in python3.11 python3.12 python3 python; do \
@@ -28,6 +28,13 @@ lint: .venv/.all
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+
+bench: .venv/.android
+	@ls out/android/*.fp32.tflite >/dev/null 2>&1 || { echo "make bench times the files in out/android: run make demo, or edgeface build, first" >&2; exit 1; }
+	@mkdir -p benchmarks/results
+	.venv/bin/edgeface bench out/android/*.fp32.tflite out/android/*.fp16.tflite out/android/*.w8a32.tflite \
+		out/android/*.w8a8.tflite --json > benchmarks/results/bench.json
+	@cat benchmarks/results/bench.json
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
