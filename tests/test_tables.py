@@ -32,6 +32,12 @@ def test_teachers_and_students_are_the_backbones() -> None:
     assert not set(specs.TEACHERS) & set(specs.STUDENTS)
 
 
+def test_the_runtimes_that_run_tflite_are_runtimes() -> None:
+    from targets.runners import TFLITE_RUNTIMES
+
+    assert set(TFLITE_RUNTIMES) < set(specs.RUNTIMES)
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_a_module_with_the_two_functions(verb: str) -> None:
     module = importlib.import_module(VERBS[verb][0])
