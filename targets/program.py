@@ -98,17 +98,21 @@ def channels_last_weight(graph: Graph, node: Node) -> Tensor:
 
 
 def lossless_grid(graph: Graph) -> tuple[float, int] | None:
+    """As `lossless_grid_of`, for a graph."""
+    return lossless_grid_of(graph.mean, graph.std)
+
+
+def lossless_grid_of(mean: tuple[float, float, float], std: tuple[float, float, float]) -> tuple[float, int] | None:
     """Scale and zero point at which the uint8 picture is already the standardized input.
 
     Returns:
         (1/std, mean) when one power-of-two std and one whole mean serve every channel, else None.
     """
-    mean, std = graph.mean[0], graph.std[0]
-    if len(set(graph.mean)) > 1 or len(set(graph.std)) > 1:
+    if len(set(mean)) > 1 or len(set(std)) > 1:
         return None
-    if mean != int(mean) or not 0 <= mean <= 255 or math.frexp(std)[0] != 0.5:
+    if mean[0] != int(mean[0]) or not 0 <= mean[0] <= 255 or math.frexp(std[0])[0] != 0.5:
         return None
-    return 1.0 / std, int(mean)
+    return 1.0 / std[0], int(mean[0])
 
 
 def check_outputs(graph: Graph, spec: ModelSpec) -> None:

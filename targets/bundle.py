@@ -1,0 +1,278 @@
+"""The bundle: the folder an app team receives.
+
+NAME.PRECISION.tflite   one file per precision
+manifest.json           pre- and post-processing as data, digests, where everything comes from
+golden.npz              synthetic faces and the raw outputs of each file, so that a bundle can check itself anywhere
+EdgeFace.kt             the same pre- and post-processing in Kotlin
+MODEL_CARD.md           licences, limits, measured figures
+scorecard.json          measured task by task; written by `edgeface build` when the data is there
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeface.checkpoint import Checkpoint
+from edgeface.config import to_plain
+from edgeface.errors import ModelError
+from edgeface.files import sha256_file, write_bytes, write_json
+from edgeface.provenance import commit, versions
+from edgeface.specs import ModelSpec, OutputSpec
+from edgeface.tasks import TASKS, Kind
+from targets.kotlin import kotlin
+from targets.model_card import model_card
+from targets.parity import difference
+from targets.program import lossless_grid_of
+from targets.runners import MANIFEST, TfliteRunner, open_model
+
+SCHEMA = 1
+GOLDEN = "golden.npz"
+CARD = "MODEL_CARD.md"
+KOTLIN = "EdgeFace.kt"
+SCORECARD = "scorecard.json"
+GOLDEN_FACES = 24
+
+# Side of the crop over the longer side of the box around the five landmarks, and that box's centre at the crop's.
+CROP_OVER_LANDMARKS = 2.26
+
+_DECODE = {
+    Kind.LANDMARKS: "points in crop sides: mean_shape plus output; times the crop's side, plus its corner",
+    Kind.CLASSES: "logits: softmax, the largest; of two classes the second when its probability exceeds threshold",
+    Kind.SCORE: "the score as it comes, 0 to 1",
+    Kind.AGE: "logits of the ages 0 to 100 in years: expectation over the softmax",
+    Kind.IDENTITY: "an embedding: scale to length 1, compare two by their dot product",
+    Kind.ATTRIBUTES: "one logit per attribute: present when its sigmoid exceeds threshold",
+}
+_UNITS = {Kind.LANDMARKS: "crop sides", Kind.AGE: "logit", Kind.CLASSES: "logit", Kind.ATTRIBUTES: "logit"}
+
+# Least signal-to-noise ratio of a file's golden answers on another machine than the one that wrote them. int8
+# arithmetic is the same everywhere; float sums differ in order; dynamic int8 amplifies that at the edge of a step.
+_FLOORS_DB = {"fp32": 60.0, "fp16": 45.0, "w8a32": 20.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verified:
+    """One file's answers to the golden faces against those it was shipped with.
+
+    Attributes:
+        file: Its name.
+        precision: Its precision.
+        bit_identical: True when every output is the same to the bit.
+        sqnr_db: Least signal-to-noise ratio over its outputs.
+        passed: int8 files must be bit-identical; floats must reach the floor of their precision.
+    """
+
+    file: str
+    precision: str
+    bit_identical: bool
+    sqnr_db: float
+    passed: bool
+
+
+def golden_faces(spec: ModelSpec, *, count: int = GOLDEN_FACES) -> NDArray[np.uint8]:
+    """Synthetic test faces, cropped for a model: (count, H, W, 3)."""
+    from edgeface.data.geometry import crop_image
+    from edgeface.data.sources import open_source
+
+    corpus = open_source(f"synthetic:{count}@test", root=Path())
+    crops = [crop_image(corpus.load(row), corpus.crops[row], px=spec.input_px) for row in range(count)]
+    return np.stack(crops)
+
+
+def write_bundle(
+    folder: Path,
+    *,
+    target: str,
+    spec: ModelSpec,
+    files: Mapping[str, Path],
+    checkpoints: Mapping[str, Checkpoint],
+    images: NDArray[np.uint8],
+) -> None:
+    """Write everything but the model files, which lie in the folder already.
+
+    Args:
+        folder: The bundle, still aside.
+        target: Its target.
+        spec: Input and outputs.
+        files: Precision to model file.
+        checkpoints: Stage name to the checkpoint it was built from.
+        images: Golden faces.
+    """
+    golden: dict[str, NDArray[Any]] = {"images": images}
+    entries: dict[str, Any] = {}
+    for precision, path in files.items():
+        runner = TfliteRunner(path, spec=spec, runtime="tflite-xnnpack", precision=precision, threads=1)
+        for name, codes in runner.run_codes(images).items():
+            golden[f"{precision}/{name}"] = codes
+        entries[path.name] = {
+            "precision": precision,
+            "size_bytes": path.stat().st_size,
+            "sha256": sha256_file(path),
+            "macs": runner.macs,
+            "grids": {name: {"scale": scale, "zero_point": zero} for name, (scale, zero) in runner.grids.items()},
+        }
+    np.savez_compressed(folder / GOLDEN, allow_pickle=False, **golden)
+    provenances = [checkpoint.manifest["provenance"] for checkpoint in checkpoints.values()]
+    manifest: dict[str, Any] = {
+        "schema": SCHEMA,
+        "target": target,
+        "name": spec.name,
+        "model": to_plain(spec),
+        "input": input_contract(spec),
+        "crop": crop_contract(spec),
+        "outputs": [output_contract(output) for output in spec.outputs],
+        "files": entries,
+        "golden": {"file": GOLDEN, "sha256": sha256_file(folder / GOLDEN), "faces": len(images)},
+        "checkpoints": {stage: checkpoint.sha256 for stage, checkpoint in checkpoints.items()},
+        "provenance": {stage: checkpoint.manifest["provenance"] for stage, checkpoint in checkpoints.items()},
+        "licences": sorted({licence for source in provenances for licence in source["licences"]}),
+        "research_only": any(source["research_only"] for source in provenances),
+        "versions": versions(),
+        "commit": commit(),
+    }
+    write_json(folder / MANIFEST, manifest)
+    write_bytes(folder / KOTLIN, kotlin(manifest).encode())
+    write_model_card(folder)
+
+
+def write_model_card(folder: Path) -> None:
+    """Write MODEL_CARD.md from the manifest and, when it is there, the scorecard."""
+    manifest = read_bundle(folder)
+    path = folder / SCORECARD
+    scorecard = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    write_bytes(folder / CARD, model_card(manifest, scorecard).encode())
+
+
+def input_contract(spec: ModelSpec) -> dict[str, Any]:
+    """How the input tensor is filled."""
+    grid = lossless_grid_of(spec.mean, spec.std)
+    return {
+        "name": "image",
+        "shape": [1, spec.input_px, spec.input_px, 3],
+        "layout": "NHWC",
+        "type": "uint8",
+        "colour_order": "RGB",
+        "values": [0, 255],
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+        "scale": None if grid is None else grid[0],
+        "zero_point": None if grid is None else grid[1],
+    }
+
+
+def crop_contract(spec: ModelSpec) -> dict[str, Any]:
+    """How a face is cut out of a picture."""
+    return {
+        "shape": "square, not rotated",
+        "center": "centre of the box around eyes, nose tip and mouth corners",
+        "side": f"{CROP_OVER_LANDMARKS} times the longer side of that box",
+        "coordinates": "continuous: (0, 0) is the outer corner of the first pixel",
+        "size_px": spec.input_px,
+        "resize": {
+            "filter": "triangle, at least one source pixel and at least one output pixel wide to either side",
+            "weights": "whole numbers that sum to 2048 per output pixel and axis",
+            "rounding": "(sum + 2^21) >> 22",
+            "border": "repeat the border pixel",
+        },
+        "orientation": "upright: Exif orientation applied",
+    }
+
+
+def output_contract(output: OutputSpec) -> dict[str, Any]:
+    """How an output is read."""
+    kind = TASKS[output.task].kind
+    return {
+        "name": output.name,
+        "task": output.task,
+        "kind": kind.value,
+        "shape": [1, *output.shape],
+        "unit": _UNITS.get(kind, "none"),
+        "classes": list(output.classes),
+        "mean_shape": [list(point) for point in output.mean_shape],
+        "threshold": output.threshold,
+        "decode": _DECODE[kind],
+    }
+
+
+def read_bundle(folder: Path) -> dict[str, Any]:
+    """A bundle's manifest.
+
+    Raises:
+        ModelError: The folder is no bundle.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _no_bundle(folder, str(error)) from error
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or "target" not in manifest:
+        raise _no_bundle(folder, "its manifest is of another kind")
+    return manifest
+
+
+def read_golden(folder: Path) -> dict[str, NDArray[Any]]:
+    """The golden faces and answers of a bundle, checked against the manifest's digest.
+
+    Raises:
+        ModelError: They are missing or altered.
+    """
+    path = folder / GOLDEN
+    recorded = read_bundle(folder).get("golden", {})
+    if not path.is_file() or sha256_file(path) != recorded.get("sha256"):
+        raise ModelError(
+            "missing or altered",
+            expected="the golden faces it was built with",
+            where=str(path),
+            do="Build or copy the bundle again",
+        )
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ModelError(f"cannot be read ({error})", where=str(path), do="Build the bundle again") from error
+
+
+def verify(folder: Path, *, runtime: str = "tflite-xnnpack", threads: int = 1) -> Sequence[Verified]:
+    """Run a bundle's golden faces through each of its files and compare with the answers it was shipped with.
+
+    Args:
+        folder: The bundle.
+        runtime: What runs the files; built-in kernels round otherwise than XNNPACK, which wrote the answers.
+        threads: CPU threads.
+
+    Raises:
+        ModelError: A file is missing, altered or broken.
+    """
+    manifest, golden = read_bundle(folder), read_golden(folder)
+    found = []
+    for name, entry in manifest["files"].items():
+        precision = str(entry["precision"])
+        runner = open_model(folder / name, runtime=runtime, threads=threads)
+        assert isinstance(runner, TfliteRunner)
+        codes = runner.run_codes(golden["images"])
+        keys = {output: f"{precision}/{output}" for output in codes}
+        missing = [key for key in keys.values() if key not in golden]
+        if missing:
+            raise ModelError(f"no answers {missing}", expected="one per output", where=str(folder / GOLDEN))
+        same = all(np.array_equal(codes[output], golden[key]) for output, key in keys.items())
+        ratios = [difference(golden[key], codes[output], lsb=None).sqnr_db for output, key in keys.items()]
+        passed = same if precision == "w8a8" else min(ratios) >= _FLOORS_DB[precision]
+        found.append(Verified(file=name, precision=precision, bit_identical=same, sqnr_db=min(ratios), passed=passed))
+    return found
+
+
+def _no_bundle(folder: Path, reason: str) -> ModelError:
+    return ModelError(
+        f"not a bundle ({reason})",
+        expected="a folder that `edgeface build` wrote",
+        where=str(folder),
+        do="Build it: edgeface build --target android",
+    )
