@@ -55,7 +55,7 @@ _UNITS = {Kind.LANDMARKS: "crop sides", Kind.AGE: "logit", Kind.CLASSES: "logit"
 
 # Least signal-to-noise ratio of a file's golden answers on another machine than the one that wrote them. int8
 # arithmetic is the same everywhere; float sums differ in order; dynamic int8 amplifies that at the edge of a step.
-_FLOORS_DB = {"fp32": 60.0, "fp16": 45.0, "w8a32": 20.0}
+_FLOORS_DB = {"fp32": 60.0, "fp16": 45.0, "w8a32": 15.0, "w8a8": 15.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Verified:
         precision: Its precision.
         bit_identical: True when every output is the same to the bit.
         sqnr_db: Least signal-to-noise ratio over its outputs.
-        passed: int8 files must be bit-identical; floats must reach the floor of their precision.
+        passed: int8 files on XNNPACK must be bit-identical; others must reach the floor of their precision.
     """
 
     file: str
@@ -245,7 +245,7 @@ def verify(folder: Path, *, runtime: str = "tflite-xnnpack", threads: int = 1) -
 
     Args:
         folder: The bundle.
-        runtime: What runs the files; built-in kernels round otherwise than XNNPACK, which wrote the answers.
+        runtime: What runs the files.
         threads: CPU threads.
 
     Raises:
@@ -264,7 +264,9 @@ def verify(folder: Path, *, runtime: str = "tflite-xnnpack", threads: int = 1) -
             raise ModelError(f"no answers {missing}", expected="one per output", where=str(folder / GOLDEN))
         same = all(np.array_equal(codes[output], golden[key]) for output, key in keys.items())
         ratios = [difference(golden[key], codes[output], lsb=None).sqnr_db for output, key in keys.items()]
-        passed = same if precision == "w8a8" else min(ratios) >= _FLOORS_DB[precision]
+        # XNNPACK wrote the answers and computes int8 alike on every CPU; other kernels round by a few steps otherwise.
+        must_be_same = precision == "w8a8" and runtime == "tflite-xnnpack"
+        passed = same if must_be_same else min(ratios) >= _FLOORS_DB[precision]
         found.append(Verified(file=name, precision=precision, bit_identical=same, sqnr_db=min(ratios), passed=passed))
     return found
 
