@@ -122,7 +122,9 @@ TASKS: dict[str, Task] = {
 }
 
 # Index of each landmark's partner after mirroring, for the point orders edgeface can mirror.
-# Source: the published 68-point order (300-W, Sagonas et al. 2013); five points as in MTFL (Zhang et al. 2014).
+# Source: five points as in MTFL (Zhang et al. 2014); the published 68-point order (300-W, Sagonas et al. 2013);
+# 98 points as in WFLW (Wu et al., CVPR 2018); 106 points as the common mobile detectors number them. A test holds each
+# against the symmetric 3-D template of the synthetic faces.
 MIRROR_POINTS: dict[int, tuple[int, ...]] = {
     5: (1, 0, 2, 4, 3),
     68: (
@@ -137,7 +139,35 @@ MIRROR_POINTS: dict[int, tuple[int, ...]] = {
         *range(64, 59, -1),
         *range(67, 64, -1),
     ),
+    98: (
+        *range(32, -1, -1),
+        *range(46, 41, -1),
+        *range(50, 46, -1),
+        *range(37, 32, -1),
+        *range(41, 37, -1),
+        *range(51, 55),
+        *range(59, 54, -1),
+        *range(72, 67, -1),
+        *range(75, 72, -1),
+        *range(64, 59, -1),
+        *range(67, 64, -1),
+        *range(82, 75, -1),
+        *range(87, 82, -1),
+        *range(92, 87, -1),
+        *range(95, 92, -1),
+        *(97, 96),
+    ),
+    106: (
+        *(0, 17, *range(18, 25), *range(25, 33)),
+        *(1, *range(2, 9), *range(9, 17)),
+        *(87, 92, 93, 91, 90, 88, 89, 94, 96, 95),
+        *(101, 100, 99, 97, 98, 105, 104, 102, 103),
+        *(61, 53, 57, 58, 59, 54, 55, 56, 60, 52, 62, 67, 68, 69, 70, 63, 64, 65, 66, 71),
+        *(72, 73, 74, 81, 82, 83, 84, 85, 80, 75, 76, 77, 78, 79, 86),
+        *(33, 38, 39, 37, 36, 34, 35, 40, 42, 41),
+        *(46, 47, 45, 44, 43, 50, 51, 49, 48),
+    ),
 }
 
-# The two eye points whose distance normalises landmark errors. With 68 points these are the outer corners (inter-ocular).
+# The two eye points whose distance normalises landmark errors; above five points the outer corners (inter-ocular).
 EYES: dict[int, tuple[int, int]] = {5: (0, 1), 68: (36, 45), 98: (60, 72), 106: (35, 93)}
