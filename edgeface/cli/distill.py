@@ -48,13 +48,12 @@ def distill(recipe: Recipe, folder: Path, *, until: str | None = None, strict: b
         strict: Whether a sample that cannot be read is an error.
     """
     from distill.stages import resolve, train_student, train_teacher, training_data
-    from edgeface.cli.console import note
     from edgeface.config import dump_recipe
     from edgeface.runs import begin, mark_latest
     from quantize.stage import train_qat
 
     recipe = resolve(recipe)
-    with _bars() as bars:
+    with stage_bars() as bars:
         packed = bars.packing()
         data = training_data(recipe, strict=strict, progress=packed)
         begin(folder, dump_recipe(recipe))
@@ -84,8 +83,7 @@ def distill(recipe: Recipe, folder: Path, *, until: str | None = None, strict: b
                     report=bars.stage("qat", recipe.student.network.backbone),
                 )
                 mark_latest(folder)
-    note("scoring on the validation faces …")
-    return _result(recipe, data, folder, stages)
+    return stage_result(recipe, data, stages, run=str(folder), build=folder if "qat" in stages else None)
 
 
 def _link_teacher(recipe: Recipe, data: TrainingData, folder: Path) -> None:
@@ -106,7 +104,7 @@ def _tell_skipped(data: TrainingData) -> None:
             note(f"{part.source}: {len(keys)} skipped, {reason}: {', '.join(keys[:3])}{' …' if len(keys) > 3 else ''}")
 
 
-class _Bars:
+class Bars:
     """Progress of packing and training on stderr; plain lines at each validation where no terminal watches."""
 
     def __init__(self, bar: Any) -> None:
@@ -143,60 +141,74 @@ class _Bars:
 
 
 @contextmanager
-def _bars() -> Iterator[_Bars]:
+def stage_bars() -> Iterator[Bars]:
     from edgeface.cli.console import progress
 
     with progress() as bar:
-        yield _Bars(bar)
+        yield Bars(bar)
 
 
 def _metrics_text(metrics: Mapping[str, float]) -> str:
     return "  ".join(f"{name.split('.')[0]} {value:.3g}" for name, value in list(metrics.items())[:4])
 
 
-def _result(recipe: Recipe, data: TrainingData, folder: Path, stages: Mapping[str, Checkpoint]) -> Result:
+def stage_result(
+    recipe: Recipe, data: TrainingData, stages: Mapping[str, Checkpoint], *, run: str, build: Path | None
+) -> Result:
+    """Score stages on the validation faces and say what to type next.
+
+    Args:
+        recipe: What was run.
+        data: What it was run on.
+        stages: Stage name to its checkpoint.
+        run: The folder, as the user should read it.
+        build: What `edgeface build` would take, or None while stages are missing.
+    """
     from rich.console import Group
 
-    from edgeface.cli.console import table
+    from edgeface.cli.console import note, table
     from edgeface.metrics import main_metric
     from edgeface.tasks import TASKS
 
+    note("scoring on the validation faces …")
     scores = {name: _score(checkpoint, data) for name, checkpoint in stages.items()}
-    payload: dict[str, object] = {
+    tables = []
+    for number, source in enumerate(data.val):
+        found = {name: scores[name][number].tasks for name in stages}
+        first = next(iter(found.values()))
+        metrics = {task: main_metric(TASKS[task], first.get(task, {})) for task in recipe.tasks}
+        columns = [f"{source}, {scores[next(iter(stages))][number].samples} faces"]
+        columns += [f"{task}\n{metric}" for task, metric in metrics.items()]
+        rows = [
+            [
+                f"{name} ({checkpoint.network.backbone})",
+                *(f"{found[name][t][m]:.4g}" if m in found[name].get(t, {}) else "-" for t, m in metrics.items()),
+            ]
+            for name, checkpoint in stages.items()
+        ]
+        tables.append(table(columns, rows))
+    payload = {
         "schema": 1,
-        "run": str(folder),
+        "run": run,
         "stages": {
             name: {
-                "folder": str(folder / name),
+                "folder": str(checkpoint.folder),
                 "sha256": checkpoint.sha256,
                 "training": dict(checkpoint.manifest["training"]),
                 "val": {
-                    evaluation.source: {task: dict(s) for task, s in evaluation.tasks.items()}
+                    evaluation.source: {task: dict(values) for task, values in evaluation.tasks.items()}
                     for evaluation in scores[name]
                 },
             }
             for name, checkpoint in stages.items()
         },
     }
-    tables = []
-    for number, source in enumerate(data.val):
-        tasks = list(recipe.tasks)
-        rows = []
-        for name in stages:
-            evaluation = scores[name][number]
-            cells = []
-            for task in tasks:
-                found = evaluation.tasks.get(task, {})
-                key = main_metric(TASKS[task], found)
-                cells.append(f"{found[key]:.4g}" if key in found else "–")
-            rows.append([f"{name} ({stages[name].network.backbone})", *cells])
-        metrics = [main_metric(TASKS[task], scores[next(iter(stages))][number].tasks.get(task, {})) for task in tasks]
-        columns = [f"{source}, n = {scores[next(iter(stages))][number].samples}"]
-        columns += [f"{task}\n{metric}" for task, metric in zip(tasks, metrics, strict=True)]
-        tables.append(table(columns, rows))
-    done = "qat" in stages
-    following = f"edgeface build {folder} --target android" if done else f"edgeface distill … --out {folder} --resume"
-    return Result(payload=payload, text=Group(*tables, f"run: {folder}", f"next: {following}"))
+    following = (
+        f"edgeface build {build} --target android"
+        if build is not None
+        else f"edgeface distill {recipe.name} --out {run} --resume"
+    )
+    return Result(payload=payload, text=Group(*tables, f"run:  {run}", f"next: {following}"))
 
 
 def _score(checkpoint: Checkpoint, data: TrainingData) -> list[Evaluation]:
