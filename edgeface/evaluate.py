@@ -147,6 +147,28 @@ def probabilities(output: OutputSpec, raw: NDArray[Any]) -> NDArray[np.float64]:
     return _softmax(logits)
 
 
+def in_words(output: OutputSpec, raw: NDArray[Any], answer: Any) -> str:
+    """A decoded answer for people, with its probability where there is one: "smiling 97 %", "31 years".
+
+    Args:
+        output: Its specification; not of landmarks.
+        raw: (1, *shape) raw output.
+        answer: What `decode` made of it.
+    """
+    kind = TASKS[output.task].kind
+    if kind is Kind.CLASSES:
+        share = probabilities(output, raw)[0][int(answer)]
+        return f"{output.classes[int(answer)].replace('_', ' ')} {100 * share:.0f} %"
+    if kind is Kind.AGE:
+        return f"{float(answer):.0f} years"
+    if kind is Kind.SCORE:
+        return f"{float(answer):.2f}"
+    if kind is Kind.ATTRIBUTES:
+        names = [name.replace("_", " ") for name, yes in zip(output.classes, answer, strict=True) if yes]
+        return ", ".join(names) or "none"
+    return f"{np.asarray(answer).size} values"
+
+
 def evaluate(
     runner: Runner,
     pack: Pack,

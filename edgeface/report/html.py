@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.errors import ModelError
-from edgeface.evaluate import Evaluation, probabilities
+from edgeface.evaluate import Evaluation, in_words
 from edgeface.metrics import known
 from edgeface.report.chart import Series, line_chart
 from edgeface.report.scorecard import (
@@ -88,28 +88,12 @@ def _face(evaluation: Evaluation, pack: Pack, row: int) -> Face:
             if label is not None and labelled_here:
                 labelled = np.concatenate([labelled, label[0]])
             continue
-        text, wrong = in_words(evaluation, output.name, row), False
+        raw = evaluation.outputs[output.name][row : row + 1]
+        text, wrong = in_words(output, raw, answer), False
         if label is not None and labelled_here and task.kind is Kind.CLASSES:
             wrong = bool(answer != label[0])
         answers.append((task.name, text, wrong))
     return Face(picture=np.asarray(pack.images[row]), labelled=labelled, predicted=predicted, answers=tuple(answers))
-
-
-def in_words(evaluation: Evaluation, output_name: str, row: int) -> str:
-    """A decoded answer for people, with its probability where there is one: "smiling 97 %", "31 years"."""
-    output = evaluation.spec.output(output_name)
-    task = TASKS[output.task]
-    answer = evaluation.predictions[task.name][row]
-    if task.kind is Kind.CLASSES:
-        share = probabilities(output, evaluation.outputs[output_name][row : row + 1])[0][int(answer)]
-        return f"{output.classes[int(answer)].replace('_', ' ')} {100 * share:.0f} %"
-    if task.kind is Kind.AGE:
-        return f"{float(answer):.0f} years"
-    if task.kind is Kind.SCORE:
-        return f"{float(answer):.2f}"
-    if task.kind is Kind.ATTRIBUTES:
-        return ", ".join(name for name, yes in zip(output.classes, answer, strict=True) if yes) or "none"
-    return f"{np.asarray(answer).size} values"
 
 
 def page(

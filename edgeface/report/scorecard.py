@@ -237,6 +237,43 @@ def stage_entries(run: Path) -> list[Entry]:
     return entries
 
 
+def bundle_entries(bundle: Path) -> list[Entry]:
+    """The files of a bundle as entries, from the finest arithmetic to the coarsest.
+
+    Raises:
+        ModelError: It is not a bundle.
+    """
+    from edgeface.files import read_json
+    from targets.runners import open_model
+
+    path = bundle / "manifest.json"
+    try:
+        names = sorted(read_json(path)["files"], key=_order)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"no bundle ({type(error).__name__}: {error})",
+            expected="a folder that `edgeface build` wrote",
+            where=str(path),
+            do="Name a bundle, such as out/android",
+        ) from error
+    return [
+        Entry(
+            role=FILE,
+            name=name,
+            open=partial(open_model, bundle / name),
+            size_bytes=(bundle / name).stat().st_size if (bundle / name).is_file() else 0,
+        )
+        for name in names
+    ]
+
+
+def _order(name: str) -> tuple[int, str]:
+    """Files from the finest arithmetic to the coarsest."""
+    precisions = ("fp32", "fp16", "w8a32", "w8", "p6", "w8a8")
+    found = [index for index, precision in enumerate(precisions) if precision in re.split(r"[._-]", name)]
+    return (found[0] if found else len(precisions), name)
+
+
 def measure(
     entries: Sequence[Entry],
     crops: Callable[[Runner], Pack],
