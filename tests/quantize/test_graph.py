@@ -166,7 +166,7 @@ def test_the_same_sandwich_with_a_relu_is_accepted() -> None:
 class Written(nn.Module):
     """A forward pass given as a function of (module, images)."""
 
-    def __init__(self, forward: Callable[[nn.Module, Tensor], object]) -> None:
+    def __init__(self, forward: Callable[[Written, Tensor], object]) -> None:
         super().__init__()
         self.conv = Conv2dSame(3, 4, 3)
         self.norm = nn.BatchNorm2d(4)
@@ -178,60 +178,60 @@ class Written(nn.Module):
         return self.written(self, images)
 
 
-def _branches_around_relu(m: nn.Module, x: Tensor) -> object:
+def _branches_around_relu(m: Written, x: Tensor) -> object:
     y = m.conv(x)
     return {"answer": m.head((F.relu(y) + y).flatten(1))}
 
 
-def _reads_before_norm(m: nn.Module, x: Tensor) -> object:
+def _reads_before_norm(m: Written, x: Tensor) -> object:
     y = m.conv(x)
     pooled = m.pool(y)
     return {"answer": m.norm(y), "other": pooled}
 
 
-def _outputs_before_relu(m: nn.Module, x: Tensor) -> object:
+def _outputs_before_relu(m: Written, x: Tensor) -> object:
     y = m.conv(x)
     return {"answer": y, "other": F.relu(y)}
 
 
-def _relu_behind_pool(m: nn.Module, x: Tensor) -> object:
+def _relu_behind_pool(m: Written, x: Tensor) -> object:
     return {"answer": F.relu(m.pool(m.conv(x)))}
 
 
-def _norm_behind_relu(m: nn.Module, x: Tensor) -> object:
+def _norm_behind_relu(m: Written, x: Tensor) -> object:
     return {"answer": m.norm(F.relu(m.conv(x)))}
 
 
-def _multiplies(m: nn.Module, x: Tensor) -> object:
+def _multiplies(m: Written, x: Tensor) -> object:
     return {"answer": m.conv(x) * 2}
 
 
-def _swallows_the_batch(m: nn.Module, x: Tensor) -> object:
+def _swallows_the_batch(m: Written, x: Tensor) -> object:
     return {"answer": m.conv(x).reshape(1, -1)}
 
 
-def _returns_a_tensor(m: nn.Module, x: Tensor) -> object:
+def _returns_a_tensor(m: Written, x: Tensor) -> object:
     return m.conv(x)
 
 
-def _uses_a_layer_twice(m: nn.Module, x: Tensor) -> object:
+def _uses_a_layer_twice(m: Written, x: Tensor) -> object:
     y = m.conv(x)
     return {"answer": m.head(y.flatten(1)), "other": m.head(m.conv(x).flatten(1))}
 
 
-def _chooses_by_value(m: nn.Module, x: Tensor) -> object:
+def _chooses_by_value(m: Written, x: Tensor) -> object:
     return {"answer": m.conv(x if x.sum() > 0 else -x)}
 
 
-def _adds_a_constant(m: nn.Module, x: Tensor) -> object:
+def _adds_a_constant(m: Written, x: Tensor) -> object:
     return {"answer": m.conv(x) + 1.0}
 
 
-def _means_over_channels(m: nn.Module, x: Tensor) -> object:
+def _means_over_channels(m: Written, x: Tensor) -> object:
     return {"answer": m.conv(x).mean(1)}
 
 
-def _output_is_the_input(m: nn.Module, x: Tensor) -> object:
+def _output_is_the_input(m: Written, x: Tensor) -> object:
     return {"answer": x}
 
 
@@ -253,6 +253,6 @@ def _output_is_the_input(m: nn.Module, x: Tensor) -> object:
         _output_is_the_input,
     ],
 )
-def test_a_wiring_that_fusing_would_change_is_refused(forward: Callable[[nn.Module, Tensor], object]) -> None:
+def test_a_wiring_that_fusing_would_change_is_refused(forward: Callable[[Written, Tensor], object]) -> None:
     with pytest.raises(UnsupportedError):
         trace_module(Written(forward), input_px=8)

@@ -336,17 +336,17 @@ def test_another_standardisation_is_refused(quantized: Quantized) -> None:
         snap(graph, activations=quantized.activations)
 
 
-def test_a_sum_beyond_int32_is_refused(quantized: Quantized, pictures: Pictures) -> None:
+def test_a_sum_beyond_int32_is_refused(quantized: Quantized) -> None:
     biases = {**quantized.biases, "stem_0": np.full(8, 2**31 - 1, np.int32)}
     with pytest.raises(ModelError, match="stem_0"):
-        simulate(replace(quantized, biases=biases), 255 - 0 * pictures(1, 16))
+        simulate(replace(quantized, biases=biases), np.full((1, 16, 16, 3), 255, np.uint8))
 
 
 def test_pictures_of_another_size_or_type_are_refused(quantized: Quantized, pictures: Pictures) -> None:
     with pytest.raises(ModelError, match=r"\(B, 16, 16, 3\)"):
         simulate(quantized, pictures(1, 20))
     with pytest.raises(ModelError, match="uint8"):
-        simulate(quantized, pictures(1, 16).astype(np.float32))  # type: ignore[arg-type]
+        simulate(quantized, pictures(1, 16).astype(np.float32))
 
 
 def test_an_unknown_kernel_family_is_refused(quantized: Quantized, pictures: Pictures) -> None:
@@ -356,7 +356,5 @@ def test_an_unknown_kernel_family_is_refused(quantized: Quantized, pictures: Pic
 
 def test_outputs_come_in_the_shape_their_users_know(quantized: Quantized, pictures: Pictures) -> None:
     outputs = simulate(quantized, pictures(3, 16))
-    assert {name: (codes.shape, codes.dtype) for name, codes in outputs.items()} == {
-        "points": ((3, 5, 2), np.int8),
-        "choice": ((3, 2), np.int8),
-    }
+    assert {name: codes.shape for name, codes in outputs.items()} == {"points": (3, 5, 2), "choice": (3, 2)}
+    assert all(codes.dtype == np.int8 for codes in outputs.values())
