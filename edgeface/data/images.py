@@ -37,13 +37,15 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """(H, W, 3) RGB pixels, Exif orientation applied; transparency is dropped.
 
     Raises:
-        DataError: The file is missing, is no picture, or ends before its last row.
+        DataError: The file is missing, is no picture, ends before its last row, or has more than 8 bits per channel.
     """
     from PIL import Image, ImageOps
 
     try:
         # Pillow rather than OpenCV: OpenCV fills the missing rows of a truncated JPEG with grey and says nothing.
         with Image.open(path) as picture:
+            if picture.mode[0] in "IF":  # Pillow would clip 16 bits to 8 and hand out white
+                raise ValueError(f"more than 8 bits per channel: mode {picture.mode!r}")
             upright = ImageOps.exif_transpose(picture) if "exif" in picture.info else picture
             return np.asarray(upright.convert("RGB"))
     except FileNotFoundError:
@@ -55,7 +57,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 def _unreadable(path: Path, error: BaseException) -> DataError:
     return DataError(
         f"the picture cannot be read ({error})",
-        expected="a whole JPEG, PNG, WebP or BMP file",
+        expected="a whole JPEG, PNG, WebP or BMP file with 8 bits per channel",
         where=str(path),
         do="Copy the file again, or drop it from the corpus",
     )

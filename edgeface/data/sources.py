@@ -111,9 +111,9 @@ def _folder(source: Source, root: Path, strict: bool) -> Corpus:
 
 
 def _synthetic(source: Source, root: Path, strict: bool) -> Corpus:
-    from edgeface.data import synthetic
+    from edgeface.data.synthetic import read
 
-    return synthetic.read(source.text)
+    return read(source.text)
 
 
 READERS: dict[str, Callable[[Source, Path, bool], Corpus]] = {

@@ -166,6 +166,16 @@ def test_a_truncated_jpeg_is_torn(tmp_path: Path) -> None:
     assert read_image(whole).shape == (40, 50, 3)
 
 
+def test_a_picture_with_16_bits_is_refused_rather_than_clipped(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from edgeface.data.images import read_image
+
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(DataError, match="8 bits per channel"):
+        read_image(tmp_path / "deep.png")
+
+
 def test_a_turned_photo_is_read_upright(tmp_path: Path) -> None:
     from PIL import Image
 
