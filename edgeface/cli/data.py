@@ -96,7 +96,7 @@ def _details(task: Mapping[str, Any]) -> str:
         return f"{task['identities']} people"
     if "range" in task:
         low, high = task["range"]
-        return f"{low:g} to {high:g}"
+        return f"{low:.4g} to {high:.4g}"
     return ""
 
 
