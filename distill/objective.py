@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from distill.images import shrink
 from distill.losses import hard_loss, known_rows, soft_loss
 from edgeface.specs import DistillSpec, LossSpec, ModelSpec
 
@@ -41,7 +42,7 @@ class Objective:
 
         Args:
             outputs: Raw outputs of the network being trained.
-            images: (B, 3, H, W), 0 to 255, as the network saw them.
+            images: (B, 3, H, W), 0 to 255, at least at the teacher's input size.
             labels: Task name to labels; missing rows coded as edgeface.tasks says.
 
         Returns:
@@ -78,7 +79,7 @@ class Objective:
             return {}
         side = self.teacher_model.input_px
         if side != images.shape[-1]:
-            images = nn.functional.interpolate(images, (side, side), mode="bilinear", antialias=True)
+            images = shrink(images, side)
         with (
             torch.no_grad(),
             torch.autocast(images.device.type, self.teacher_dtype, self.teacher_dtype != torch.float32),

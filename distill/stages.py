@@ -152,6 +152,11 @@ def batches_for(recipe: Recipe, data: TrainingData, *, spec: TrainSpec, input_px
     )
 
 
+def rendered_px(model: ModelSpec, teacher: Checkpoint | None) -> int:
+    """Side at which training crops are made: the larger of the two inputs, so that neither reads a blown-up crop."""
+    return model.input_px if teacher is None else max(model.input_px, teacher.model.input_px)
+
+
 def watcher(data: TrainingData, model: ModelSpec) -> Callable[[nn.Module], Mapping[str, float]] | None:
     """Gives the main metric of every task on the validation sources, as `task.metric`."""
     packs = data.validation(model.input_px)
@@ -260,6 +265,7 @@ def train_teacher(recipe: Recipe, data: TrainingData, folder: Path, *, report: R
         seed=recipe.seed,
         key=key,
         partial=partial_folder(folder),
+        input_px=model.input_px,
         watch=watcher(data, model),
         report=report,
     )
@@ -309,11 +315,12 @@ def train_student(
     trained = train(
         network,
         objective_with(recipe, model, teacher=teacher),
-        batches_for(recipe, data, spec=spec.train, input_px=spec.network.input_px, seed=recipe.seed + 1),
+        batches_for(recipe, data, spec=spec.train, input_px=rendered_px(model, teacher), seed=recipe.seed + 1),
         spec=spec.train,
         seed=recipe.seed + 1,
         key=key,
         partial=partial_folder(folder),
+        input_px=model.input_px,
         watch=watcher(data, model),
         report=report,
     )

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from distill.images import shrink
 from edgeface.errors import DataError, InterruptedRun, ModelError
 from edgeface.files import read_json, sha256_file, write_folder, write_json
 from edgeface.specs import TrainSpec
@@ -197,6 +198,7 @@ def train(
     seed: int,
     key: str,
     partial: Path,
+    input_px: int,
     watch: Callable[[nn.Module], Mapping[str, float]] | None = None,
     watches: int = 10,
     before_step: Callable[[nn.Module, int, int], None] | None = None,
@@ -212,6 +214,8 @@ def train(
         seed: Decides dropout together with the step.
         key: Names what is being trained; a step checkpoint with another key is refused.
         partial: Folder of the step checkpoint; removed by the caller once the result is saved.
+        input_px: Side of the network's input. Larger batches are shrunk to it; the loss sees them as they came, so a
+            teacher with a larger input looks at the same crop in its own size.
         watch: Gives validation metrics of the (averaged) network.
         watches: How many times it is called, the last time at the end.
         before_step: Called with (network, step, steps) before each step: milestones of quantization-aware training.
@@ -272,7 +276,7 @@ def train(
                     group["lr"] = rate
                 images = fabric.to_device(batch.images).contiguous(memory_format=torch.channels_last)
                 labels = {name: fabric.to_device(value) for name, value in batch.labels.items()}
-                total, parts = loss(model(images), images, labels)
+                total, parts = loss(model(shrink(images, input_px)), images, labels)
                 value = float(total.detach())
                 if not math.isfinite(value):
                     raise DataError(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from distill.images import shrink
 from distill.stages import (
     TrainingData,
     batches_for,
@@ -16,6 +17,7 @@ from distill.stages import (
     objective_with,
     partial_folder,
     remove_partial,
+    rendered_px,
     save_stage,
     stage_key,
     use_threads,
@@ -68,9 +70,13 @@ def train_qat(
     use_threads(recipe)
     model, seed = student.model, recipe.seed + 2
     network = prepare(load_network(student).eval(), spec)
-    batches = batches_for(recipe, data, spec=spec.train, input_px=model.input_px, seed=seed)
+    batches = batches_for(recipe, data, spec=spec.train, input_px=rendered_px(model, teacher), seed=seed)
     # Ranges start from augmented pictures as training will see them; epoch 0 is seen again, which harms nothing.
-    calibrate(network, (batch.images for batch in batches.epoch(0)), limit=spec.calibration_batches)
+    calibrate(
+        network,
+        (shrink(batch.images, model.input_px) for batch in batches.epoch(0)),
+        limit=spec.calibration_batches,
+    )
     trained = train(
         network,
         objective_with(recipe, model, teacher=teacher),
@@ -79,6 +85,7 @@ def train_qat(
         seed=seed,
         key=key,
         partial=partial_folder(folder),
+        input_px=model.input_px,
         watch=watcher(data, model),
         before_step=milestones(spec),
         report=report,

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from distill.images import shrink
 from distill.train import Progress, Trained, learning_rate, train
 from edgeface.errors import DataError, InterruptedRun, ModelError
 from edgeface.specs import TrainSpec
@@ -76,6 +77,7 @@ def fit(
         seed=7,
         key=key,
         partial=folder / "stage.partial",
+        input_px=4,
         watch=lambda network: {"y.score": float(next(network.parameters()).detach().abs().mean())},
         watches=4,
         before_step=before,
@@ -107,7 +109,7 @@ def test_a_stopped_run_ends_with_the_same_bits_and_curve(tmp_path: Path, stop_at
 def test_another_seed_ends_with_other_bits_twin(tmp_path: Path) -> None:
     first, _ = fit(tmp_path / "a")
     torch.manual_seed(0)
-    second = train(Net(), square, Batches(), spec=SPEC, seed=8, key="k", partial=tmp_path / "b.partial")
+    second = train(Net(), square, Batches(), spec=SPEC, seed=8, key="k", partial=tmp_path / "b.partial", input_px=4)
     assert not same(first, second)
 
 
@@ -144,7 +146,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_samples(tmp_path: Path) -
         return loss, {"y": loss}
 
     with pytest.raises(DataError, match=r"nan at step 0, samples \[0, 1, 2, 3\]"):
-        train(Net(), bad, Batches(), spec=SPEC, seed=0, key="k", partial=tmp_path / "p")
+        train(Net(), bad, Batches(), spec=SPEC, seed=0, key="k", partial=tmp_path / "p", input_px=4)
 
 
 def test_validation_happens_as_often_as_asked_and_at_the_end(tmp_path: Path) -> None:
@@ -161,3 +163,14 @@ def test_learning_rate_warms_up_peaks_and_falls_to_zero() -> None:
     assert rates[99] < 1e-3
     assert all(later <= earlier for earlier, later in itertools.pairwise(rates[10:]))
     assert learning_rate(99, steps=100, warmup=10, peak=2.0) != rates[99]
+
+
+def test_larger_pictures_are_shrunk_to_whole_values_and_fitting_ones_left_alone() -> None:
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 255
+    small = shrink(images, 16)
+    assert small.shape == (2, 3, 16, 16)
+    assert torch.equal(small, small.round())
+    # Antialiased halving keeps the mean to within rounding and the border's weights.
+    assert small.mean().item() == pytest.approx(images.mean().item(), abs=1.0)
+    assert shrink(images, 32) is images
+    assert not torch.equal(small, images[:, :, ::2, ::2].round())

@@ -28,10 +28,14 @@ def test_folder_filled_with_an_error_leaves_the_earlier_one(tmp_path: Path) -> N
     place = tmp_path / "checkpoint"
     with write_folder(place) as aside:
         (aside / "one").write_text("old")
-    aside = write_folder(place)
-    (aside.__enter__() / "one").write_text("new")
+
+    def fill_and_fail() -> None:
+        with write_folder(place) as aside:
+            (aside / "one").write_text("new")
+            raise RuntimeError
+
     with pytest.raises(RuntimeError):
-        aside.__exit__(RuntimeError, RuntimeError(), None)
+        fill_and_fail()
     assert (place / "one").read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
 
