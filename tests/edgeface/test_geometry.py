@@ -21,6 +21,7 @@ from edgeface.data.geometry import (
     require_mirror,
 )
 from edgeface.errors import DataError, UnsupportedError
+from edgeface.tasks import MIRROR_POINTS
 
 finite = st.floats(-500, 500)
 sides = st.floats(1, 1000)
@@ -225,12 +226,16 @@ def test_missing_class_stays_missing_when_mirrored() -> None:
     assert relabel_mirrored(labels, torch.tensor([True, True]))["pose"].tolist() == [-1, 2]
 
 
-@pytest.mark.parametrize("name", ["landmarks98", "landmarks106"])
-def test_landmarks_without_a_known_mirror_are_refused(name: str) -> None:
-    from edgeface.tasks import MIRROR_POINTS, TASKS
-
-    if TASKS[name].points in MIRROR_POINTS:
-        require_mirror(name)
-        return
+def test_landmarks_without_a_known_mirror_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_mirror("landmarks68")
+    require_mirror("gender")
+    monkeypatch.delitem(MIRROR_POINTS, 68)
     with pytest.raises(UnsupportedError, match="mirror_share"):
-        require_mirror(name)
+        require_mirror("landmarks68")
+
+
+@pytest.mark.parametrize("points", MIRROR_POINTS)
+def test_every_mirrored_order_is_its_own_inverse(points: int) -> None:
+    order = MIRROR_POINTS[points]
+    assert sorted(order) == list(range(points))
+    assert [order[partner] for partner in order] == list(range(points))
