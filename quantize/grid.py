@@ -18,8 +18,10 @@ add               q_y = clamp(round((q_a − z_a)·s_a/s_y + (q_b − z_b)·s_b/
 clamp is to −128…127, and to z_y…127 with a ReLU. How `round(acc·M)` is computed is what kernel families differ in:
 
 xnnpack              M and the product in float32, ties to even; also what OpenVINO computes
-tflite-builtin-ref   31-bit fixed-point M; conv2d, mean and add round twice, linear once
-tflite-builtin       31-bit fixed-point M; rounds twice everywhere
+tflite-builtin-ref   fixed-point M of 31 bits; conv2d, mean and add round twice, ties away from zero; linear once, up
+tflite-builtin       the same, but conv2d and linear round twice, ties up (as on x86)
+
+Measured: all three equal LiteRT's files bit for bit in every operation, on x86 with AVX-512.
 """
 
 from __future__ import annotations
@@ -294,20 +296,40 @@ def _fixed_once(accumulated: NDArray[np.int64], multiplier: NDArray[np.floating]
     return rounded
 
 
-def _fixed_twice(accumulated: NDArray[np.int64], multiplier: NDArray[np.floating]) -> NDArray[np.int64]:
-    """Fixed point, rounded at bit 31 (half up, towards zero) and again at the rest (half away from zero).
+def _high_product(
+    accumulated: NDArray[np.int64], multiplier: NDArray[np.floating]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """acc·significand / 2^31 rounded half up, and the right shift that is left to do.
 
     Source:
-        Jacob et al., arXiv:1712.05877, section 2.2 and its gemmlowp implementation: saturating rounding doubling high
-        multiply, then rounding division by a power of two.
+        gemmlowp's saturating rounding doubling high multiply, as in Jacob et al., arXiv:1712.05877, section 2.2.
     """
     significand, exponent = _fixed_point(multiplier)
     product = (accumulated << np.maximum(exponent, 0)) * significand
-    nudged = product + np.where(product >= 0, 2**30, 1 - 2**30)
-    high = np.where(nudged >= 0, nudged >> 31, -((-nudged) >> 31))  # C's division truncates
-    shift = np.maximum(-exponent, 0)
+    return (product + 2**30) >> 31, np.maximum(-exponent, 0)
+
+
+def _fixed_twice(accumulated: NDArray[np.int64], multiplier: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Fixed point, rounded at bit 31 and again at the rest, half away from zero.
+
+    Source:
+        TensorFlow Lite's MultiplyByQuantizedMultiplier.
+    """
+    high, shift = _high_product(accumulated, multiplier)
     mask = (np.int64(1) << shift) - 1
     rounded: NDArray[np.int64] = (high >> shift) + ((high & mask) > (mask >> 1) + (high < 0))
+    return rounded
+
+
+def _fixed_twice_up(accumulated: NDArray[np.int64], multiplier: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Fixed point, rounded at bit 31 and again at the rest, half up.
+
+    Source:
+        Measured: the optimised kernels (ruy) on x86 compute this in every value, and the rule above in all but the
+        negative ties.
+    """
+    high, shift = _high_product(accumulated, multiplier)
+    rounded: NDArray[np.int64] = (high + ((np.int64(1) << shift) >> 1)) >> shift
     return rounded
 
 
@@ -351,7 +373,7 @@ _Add = Callable[[NDArray[np.int64], NDArray[np.int64], float, float, float], NDA
 
 _ROUNDING: dict[str, dict[str, Rounding]] = {
     "xnnpack": {"conv2d": _float32, "linear": _float32, "mean": _float32},
-    "tflite-builtin": {"conv2d": _fixed_twice, "linear": _fixed_twice, "mean": _fixed_twice},
+    "tflite-builtin": {"conv2d": _fixed_twice_up, "linear": _fixed_twice_up, "mean": _fixed_twice},
     "tflite-builtin-ref": {"conv2d": _fixed_twice, "linear": _fixed_once, "mean": _fixed_twice},
 }
 _ADD: dict[str, _Add] = {
