@@ -113,7 +113,7 @@ def page(
         cards: Scorecards, the one that decides first.
         summary: One line below the name.
         curves: Stage to its curve.csv.
-        faces: Examples; none explains why.
+        faces: Examples; without any, the page says so where the faces are real.
         faces_by: Name of the model whose answers the examples show.
         recipe: The resolved recipe as TOML.
 
@@ -124,7 +124,7 @@ def page(
 
     source = files("edgeface.report").joinpath("report.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    where = ", ".join(card.source for card in cards)
+    real = [card.source for card in cards if card.source.partition(":")[0] != SYNTHETIC]
     return environment.from_string(source).render(
         name=name,
         summary=summary,
@@ -134,10 +134,7 @@ def page(
         training=_training(curves or {}),
         faces=[_drawn(face) for face in faces],
         faces_by=faces_by,
-        no_faces=(
-            f"No pictures: {where or 'the source'} holds real faces, which never stand in a report. "
-            "A report on synthetic faces shows them."
-        ),
+        no_faces=f"No pictures: {', '.join(real)} holds real faces, which never stand in a report." if real else "",
         conditions=_conditions(cards),
         recipe=recipe,
     )
