@@ -30,10 +30,9 @@ lint: .venv/.all
 	.venv/bin/mypy
 
 bench: .venv/.android
-	@ls out/android/*.fp32.tflite >/dev/null 2>&1 || { echo "make bench times the files in out/android: run make demo, or edgeface build, first" >&2; exit 1; }
+	@test -f out/android/manifest.json || { echo "make bench times the files in out/android: run make demo, or edgeface build, first" >&2; exit 1; }
 	@mkdir -p benchmarks/results
-	.venv/bin/edgeface bench out/android/*.fp32.tflite out/android/*.fp16.tflite out/android/*.w8a32.tflite \
-		out/android/*.w8a8.tflite --json > benchmarks/results/bench.json
+	.venv/bin/edgeface bench out/android --precision fp32,fp16,w8a32,w8a8 --json > benchmarks/results/bench.json
 	@cat benchmarks/results/bench.json
 
 clean:
