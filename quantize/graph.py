@@ -190,10 +190,11 @@ def trace_module(module: nn.Module, *, input_px: int) -> Graph:
             expected="a network whose layers always run in the same order",
             where="tracing for int8",
         ) from error
-    shapes = _Shapes(copy.deepcopy(traced).to("meta").eval())
+    shapes = _Shapes(copy.deepcopy(traced).eval())
+    like = next(module.parameters(), torch.zeros(()))
     with torch.no_grad():
         # Two samples, so that a reshape which swallows the batch axis is seen.
-        shapes.run(torch.empty(2, 3, input_px, input_px, device="meta"))
+        shapes.run(like.new_zeros(2, 3, input_px, input_px))
     builder = _Builder(traced, shapes=shapes.shapes, input_px=input_px)
     for fx_node in traced.graph.nodes:
         builder.add(fx_node)
@@ -208,7 +209,7 @@ class _LeafTracer(fx.Tracer):
 
 
 class _Shapes(fx.Interpreter):
-    """Runs a traced module without data and keeps every value's shape."""
+    """Runs a traced module and keeps every value's shape."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
