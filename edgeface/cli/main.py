@@ -13,6 +13,7 @@ import importlib
 import json
 import math
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,7 +52,14 @@ class _Parser(argparse.ArgumentParser):
     """Raises UsageError where argparse would print and exit, so that --json answers in JSON there too."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message, where=self.prog, do=f"See `{self.prog} --help`")
+        raise UsageError(message, where=self.prog, do=self._nearest(message) or f"See `{self.prog} --help`")
+
+    def _nearest(self, message: str) -> str:
+        choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if choice:
+            return did_you_mean(choice[1], re.findall(r"[^', ]+", choice[2]))
+        option = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        return did_you_mean(option[1], self._option_string_actions) if option else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

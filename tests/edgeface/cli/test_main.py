@@ -229,7 +229,22 @@ def test_a_wrong_argument_is_a_usage_error(plug: Plug, capsys: pytest.CaptureFix
     assert main(["probe", *words, "--json"]) == 2
     error = json.loads(capsys.readouterr().out)["error"]
     assert error["where"] == "edgeface probe"
-    assert "--help" in error["do"]
+    assert "--help" in error["do"] or "--number" in error["do"]
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["build", "--target", "andriod"], "'android'"),
+        (["build", "--tagret", "android", "--target", "android"], "'--target'"),
+        (["data", "inspct", "mtfl"], "'inspect'"),
+    ],
+)
+def test_a_mistyped_option_or_choice_gets_the_nearest(
+    capsys: pytest.CaptureFixture[str], words: list[str], hint: str
+) -> None:
+    assert main(words) == 2
+    assert f"Did you mean {hint}?" in capsys.readouterr().err
 
 
 CHATTY = """
