@@ -102,6 +102,7 @@ def _details(task: Mapping[str, Any]) -> str:
 
 def _pack(arguments: argparse.Namespace) -> Result:
     from edgeface.cli.console import progress
+    from edgeface.data.inspect import listed
     from edgeface.data.pack import copy_pack, pack
     from edgeface.data.sources import data_root, open_source
     from edgeface.errors import UsageError
@@ -121,7 +122,6 @@ def _pack(arguments: argparse.Namespace) -> Result:
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     folder = packed.folder if arguments.out is None else copy_pack(packed, arguments.out)
-    skipped = {reason: len(keys) for reason, keys in packed.skipped.items()}
     payload = {
         "schema": 1,
         "source": arguments.source,
@@ -129,7 +129,7 @@ def _pack(arguments: argparse.Namespace) -> Result:
         "samples": len(packed),
         "px": packed.px,
         "margin": packed.margin,
-        "skipped": skipped,
+        "skipped": {reason: listed(keys) for reason, keys in packed.skipped.items()},
         "licence": packed.licence,
         "research_only": packed.research_only,
         "content_hash": packed.content_hash,

@@ -62,17 +62,18 @@ def inspect(
         "people": len(set(corpus.people)),
         "licence": corpus.licence,
         "research_only": corpus.research_only,
-        "skipped": {reason: _listed(keys) for reason, keys in corpus.skipped.items()},
-        "unreadable": _listed(unreadable),
+        "skipped": {reason: listed(keys) for reason, keys in corpus.skipped.items()},
+        "unreadable": listed(unreadable),
         "sizes": dict(sizes.most_common()),
-        "duplicates": _listed(duplicates),
+        "duplicates": listed(duplicates),
         "tasks": {name: _task(TASKS[name], values, corpus.crops) for name, values in corpus.labels.items()},
         "groups": {name: dict(Counter(values.tolist()).most_common()) for name, values in corpus.groups.items()},
         "shared_people": _shared_people(corpus, parse_source(source), root=root),
     }
 
 
-def _listed(keys: list[str] | tuple[str, ...]) -> dict[str, Any]:
+def listed(keys: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    """How many keys, and the first of them."""
     return {"count": len(keys), "keys": list(keys[:LISTED])}
 
 
