@@ -32,6 +32,7 @@ from edgeface.runs import is_run
 from edgeface.specs import RUNTIMES, ModelSpec, OutputSpec
 from edgeface.tasks import TASKS, Kind
 from quantize.grid import Quantized
+from targets.silence import silenced
 
 MANIFEST = "manifest.json"
 TFLITE_RUNTIMES = ("tflite-xnnpack", "tflite-builtin")
@@ -510,10 +511,11 @@ def _interpreter(path: Path, *, runtime: str, threads: int) -> Any:
     if runtime == "tflite-builtin":
         resolver = module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     try:
-        interpreter = module.Interpreter(
-            model_path=str(path), num_threads=threads, experimental_op_resolver_type=resolver
-        )
-        interpreter.allocate_tensors()
+        with silenced():  # the delegate announces itself on stderr
+            interpreter = module.Interpreter(
+                model_path=str(path), num_threads=threads, experimental_op_resolver_type=resolver
+            )
+            interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise ModelError(f"LiteRT cannot run it ({error})", expected="a whole TFLite file", where=str(path)) from error
     if len(interpreter.get_input_details()) != 1:

@@ -14,8 +14,6 @@ or a scale had to grow, so scales, zero points, weights and biases are then set 
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +30,7 @@ from edgeface.files import write_bytes
 from quantize.graph import INPUT, Graph, Node
 from quantize.grid import Quantized, require_input_grid
 from targets.program import Entry, Program, channels_last_weight, lossless_grid
+from targets.silence import silenced
 
 IDENTIFIER = b"TFL3"
 SIGNATURE = "serving_default"
@@ -653,31 +652,17 @@ def _bias(model: Any, operator: Any) -> NDArray[Any] | None:
 
 @contextlib.contextmanager
 def _quiet(*, what: str) -> Iterator[None]:
-    """Keep a tool-kit's chatter, some of it written by C++, off the terminal; show its end when the tool-kit fails."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = [os.dup(1), os.dup(2)]
-    with tempfile.TemporaryFile() as log:
+    """Keep a tool-kit silent, and turn its failure into a ModelError that ends with its last words."""
+    with silenced() as written:
         try:
-            os.dup2(log.fileno(), 1)
-            os.dup2(log.fileno(), 2)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                yield
+            yield
         except EdgefaceError:
             raise
         except Exception as error:
-            log.seek(0)
-            tail = log.read().decode(errors="replace").strip()[-800:]
+            tail = written()[-800:]
             raise ModelError(
                 f"{what} failed: {type(error).__name__}: {error}",
                 expected="a network it can convert",
                 where="the TFLite conversion",
                 do=f"Its last words: {tail}" if tail else "",
             ) from error
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for descriptor, copy in zip((1, 2), saved, strict=True):
-                os.dup2(copy, descriptor)
-                os.close(copy)
