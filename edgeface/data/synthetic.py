@@ -1,20 +1,20 @@
 """Synthetic faces: pictures drawn by `edgeface.data.faces`, with an exact label for every task.
 
 `synthetic:N[@SPLIT]` is N faces, four shots of each person. A face is a pure function of its seed and index: the same
-pixels and labels in any batch and any order. `train`, `val` and `test` are far-apart ranges of the index, so they share no
-person. Pictures span 1.5 nominal crops; the crop is their middle, as if a detector had found it, and faces sit in it
-with the scatter of real crops.
+pixels and labels in any batch and any order. `train`, `val` and `test` are far-apart ranges of the index, so they share
+no person. Pictures span 1.5 nominal crops; the crop is their middle, as if a detector had found it, and faces sit in it
+with the scatter of real crops: its side is 2.26 times the mean extent of the five points, as for MTFL.
 
-What the labels are. Landmarks are points of one 3-D template, projected, hidden ones included. Pose is the drawn yaw, cut
-at 15° and 45°. `occlusion` says that a drawn hand, mask, strand or thing covers one of the five points; glasses, hair
-that frames the face and the head's own turning away do not count. `mouth_open` is a gap between the jaws, `eyes_open` the
-height of the lids; neither is drawn near its threshold. The rest are functions of the numbers a face is drawn from, and
-claims about nobody:
+What the labels are. Landmarks are points of one 3-D template, projected, hidden ones included. Pose is the drawn yaw,
+cut at 15° and 45°. `occlusion` says that a drawn hand, mask, strand or thing covers one of the five points; glasses, hair
+that frames the face and the head's own turning do not count. `mouth_open` is a gap between the jaws, `eyes_open`
+the height of the lids; neither is drawn near its threshold. The rest are functions of the numbers a face is drawn from,
+and claims about nobody:
 
 - `gender` is one drawn number, above or below one half, on which the chances of jaw, brow and nose shape, hair length,
   beard and make-up lean. It labels that number.
-- `beauty` and `beauty_score` fall with the distance of the drawn shape from the mean shape, with drawn lop-sidedness and
-  with drawn blemishes. They give a network something measurable to learn; they say nothing about people's looks.
+- `beauty` and `beauty_score` fall with the distance of the drawn shape from the mean shape, with drawn lop-sidedness
+  and with drawn blemishes. They give a network something measurable to learn; they say nothing about people's looks.
 - `age` is the number that sets wrinkles, grey hair and proportions. `identity` is the index of the drawn person.
 """
 

@@ -49,8 +49,11 @@ def sample(grid: Vertices, places: NDArray[np.float64]) -> NDArray[np.float64]:
     v = np.clip(places[:, 1] * (head.DOWN - 1), 0, head.DOWN - 1.001)
     i, j = u.astype(np.int64), v.astype(np.int64)
     a, b = (u - i)[:, None], (v - j)[:, None]
-    near = grid[i, j] * (1 - b) + grid[i, j + 1] * b
-    far = grid[i + 1, j] * (1 - b) + grid[i + 1, j + 1] * b
+    rows = grid.reshape(-1, grid.shape[-1])
+    corner = i * head.DOWN + j
+    near = np.take(rows, corner, axis=0) * (1 - b) + np.take(rows, corner + 1, axis=0) * b
+    corner += head.DOWN
+    far = np.take(rows, corner, axis=0) * (1 - b) + np.take(rows, corner + 1, axis=0) * b
     return np.asarray(near * (1 - a) + far * a)
 
 

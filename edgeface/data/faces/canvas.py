@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 Picture = NDArray[np.float32]
 Mask = NDArray[np.uint8]
 Points = NDArray[np.float64]
+RGB = tuple[float, float, float]
 
 _SHIFT: Final = 4  # cv2 draws with 1/16 pixel
 _FIXED: Final = float(1 << _SHIFT)
@@ -22,8 +23,9 @@ _FIXED: Final = float(1 << _SHIFT)
 
 def _fixed(points: Points, largest: int) -> NDArray[np.int32]:
     # far-away corners would overflow cv2's fixed point
-    kept = np.clip(points, -4.0 * largest, 5.0 * largest)
-    return np.rint(kept * _FIXED).astype(np.int32).reshape(-1, 1, 2)
+    kept = np.minimum(np.maximum(points, -4.0 * largest), 5.0 * largest)
+    kept *= _FIXED
+    return np.rint(kept, out=kept).astype(np.int32).reshape(-1, 1, 2)
 
 
 def polygon(shape: tuple[int, int], points: Points) -> Mask:
@@ -65,6 +67,21 @@ def disc(shape: tuple[int, int], centre: Points, radius: float) -> Mask:
     x, y = np.rint(centre * _FIXED).astype(int).tolist()
     cv2.circle(mask, (x, y), round(radius * _FIXED), (255,), -1, cv2.LINE_AA, _SHIFT)
     return mask
+
+
+def rings(ground: Picture, centre: Points, discs: Sequence[tuple[float, RGB]]) -> Picture:
+    """A picture with filled circles on it, each over the ones before.
+
+    Args:
+        discs: Radius and colour of each.
+    """
+    import cv2
+
+    drawn = np.ascontiguousarray(ground.transpose(1, 2, 0).astype(np.uint8))  # cv2 smooths edges in uint8 alone
+    x, y = np.rint(centre * _FIXED).astype(int).tolist()
+    for radius, colour in discs:
+        cv2.circle(drawn, (x, y), round(radius * _FIXED), colour, -1, cv2.LINE_AA, _SHIFT)
+    return drawn.transpose(2, 0, 1).astype(np.float32)
 
 
 def blur(mask: NDArray[Any], size: int, sigma: float) -> NDArray[Any]:

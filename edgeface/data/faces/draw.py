@@ -27,18 +27,36 @@ _PERSON_MODES: Final = MODE_NAMES[: MODE_INDEX["child"]]
 
 # Skin from light to dark and hair colours, as display RGB under white light.
 _SKIN: Final = np.array(
-    [[247, 214, 193], [238, 197, 170], [226, 178, 147], [205, 154, 120], [176, 124, 90], [140, 94, 66], [104, 68, 50], [74, 48, 38]],
+    [
+        [247, 214, 193],
+        [238, 197, 170],
+        [226, 178, 147],
+        [205, 154, 120],
+        [176, 124, 90],
+        [140, 94, 66],
+        [104, 68, 50],
+        [74, 48, 38],
+    ],
     dtype=np.float64,
-)  # fmt: skip
+)
 _HAIR: Final = np.array(
-    [[24, 20, 19], [38, 28, 23], [62, 42, 30], [92, 62, 40], [128, 88, 52], [176, 134, 82], [206, 172, 118], [124, 58, 34]],
+    [
+        [24, 20, 19],
+        [38, 28, 23],
+        [62, 42, 30],
+        [92, 62, 40],
+        [128, 88, 52],
+        [176, 134, 82],
+        [206, 172, 118],
+        [124, 58, 34],
+    ],
     dtype=np.float64,
-)  # fmt: skip
+)
 _GREY: Final = np.array([186.0, 184.0, 180.0])
 _IRIS: Final = np.array(
     [[46, 30, 22], [60, 40, 26], [84, 58, 34], [104, 92, 56], [84, 106, 92], [92, 120, 148], [120, 140, 152]],
     dtype=np.float64,
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,9 +183,19 @@ def draw_person(seed: int, person: int) -> Person:
     modes = np.zeros(len(MODE_NAMES), dtype=np.float32)
     modes[: len(_PERSON_MODES)] = normal
     for name, amount in (
-        ("jaw_width", -0.8), ("chin_long", -0.5), ("chin_out", -0.5), ("nose_wide", -0.4), ("nose_out", -0.3), ("eye_size", 0.5),
-        ("eye_tall", 0.4), ("brow_up", 0.6), ("brow_ridge", -0.9), ("length", -0.5), ("cheekbone", 0.3), ("nose_tip", 0.5),
-    ):  # fmt: skip
+        ("jaw_width", -0.8),
+        ("chin_long", -0.5),
+        ("chin_out", -0.5),
+        ("nose_wide", -0.4),
+        ("nose_out", -0.3),
+        ("eye_size", 0.5),
+        ("eye_tall", 0.4),
+        ("brow_up", 0.6),
+        ("brow_ridge", -0.9),
+        ("length", -0.5),
+        ("cheekbone", 0.3),
+        ("nose_tip", 0.5),
+    ):
         modes[MODE_INDEX[name]] += amount * lean * adult
     modes[MODE_INDEX["child"]] = child
     modes[MODE_INDEX["nose_long"]] += 0.02 * max(age - 30.0, 0.0)
@@ -201,7 +229,7 @@ def draw_person(seed: int, person: int) -> Person:
     spots = u[24] < (0.10 if age < 50 else 0.35)
     shape = float(np.sqrt(np.mean(normal**2)))
     # measured spread of `shape` over people is 0.13 around 0.97; the rest are blemishes drawn on the skin
-    beauty = 0.62 - 0.9 * (shape - 0.97) - 0.12 * acne - 0.08 * dark_circles - 0.06 * spots
+    beauty = 0.58 - 1.4 * (shape - 0.97) - 0.12 * acne - 0.08 * dark_circles - 0.06 * spots
     beauty += 0.05 * (1.0 - abs(float(normal[MODE_INDEX["mouth_side"]]))) + 0.05 * (
         1.0 - abs(float(normal[MODE_INDEX["nose_side"]]))
     )
@@ -266,10 +294,10 @@ def draw_shot(seed: int, index: int, person: Person) -> Shot:
     elif u[0] < 0.85:
         yaw = _between(u[1], -48.0, 48.0)
     else:
-        yaw = math.copysign(_between(u[1], 35.0, 82.0), u[2] - 0.5)
-    yaw = min(max(yaw, -85.0), 85.0)
-    pitch = min(max(9.0 * n[1] - 2.0, -28.0), 28.0)
-    roll = min(max((6.0 if u[3] < 0.6 else 13.0) * n[2], -40.0), 40.0)
+        yaw = math.copysign(_between(u[1], 32.0, 74.0), u[2] - 0.5)
+    yaw = min(max(yaw, -75.0), 75.0)
+    pitch = min(max(8.0 * n[1] - 1.0, -28.0), 28.0)
+    roll = min(max((5.0 if u[3] < 0.65 else 12.0) * n[2], -40.0), 40.0)
 
     expression = int(np.searchsorted(_CUMULATIVE, u[4] * _CUMULATIVE[-1], side="right"))
     name = _NAMES[expression]
@@ -325,7 +353,7 @@ def draw_shot(seed: int, index: int, person: Person) -> Shot:
         pitch=math.radians(pitch),
         roll=math.radians(roll),
         camera=_between(u[18], 9.0, 30.0),
-        scale=0.365 * math.exp(min(max(0.10 * n[3], -0.25), 0.25)),
+        scale=0.364 * math.exp(min(max(0.10 * n[3], -0.25), 0.25)),
         shift=(0.035 * n[4], 0.035 * n[5]),
         expression=expression,
         smile=smile,

@@ -1,8 +1,8 @@
 """The head's surface: a sheet of vertices around the vertical axis, and the modes that deform it.
 
 Vertices are in eye distances: x to the image's right, y down, z towards the viewer, origin in the head at eye height.
-A head is `BASE` plus amounts times `MODES`; the modes are smooth bumps and local moves around the canonical features, so
-features painted on the sheet move with it.
+A head is `BASE` plus amounts times `MODES`; the modes are smooth bumps and local moves around the canonical features,
+so features painted on the sheet move with it.
 """
 
 from __future__ import annotations
@@ -114,15 +114,18 @@ def _base() -> NDArray[np.float64]:
     z += 0.07 * bump(0.0, 1.58, wide=0.24, tall=0.13)
     ear = np.exp(-0.5 * (((np.abs(ANGLE) - 1.62) / 0.13) ** 2 + ((CANON_Y - 0.18) / 0.27) ** 4))
     x = CANON_X + 0.22 * np.sign(CANON_X) * ear
-    return np.stack([x, CANON_Y, z], axis=-1)
+    # under the chin the sheet runs back towards the throat instead of down
+    y = np.where(CANON_Y > 1.80, 1.80 + 0.25 * (CANON_Y - 1.80), CANON_Y)
+    return np.stack([x, y, z], axis=-1)
 
 
 def _modes() -> dict[str, NDArray[np.float64]]:
     zero = np.zeros_like(CANON_X)
     x, y = CANON_X, CANON_Y
 
-    def move(*, dx: NDArray[np.float64] = zero, dy: NDArray[np.float64] = zero, dz: NDArray[np.float64] = zero
-             ) -> NDArray[np.float64]:  # fmt: skip
+    def move(
+        *, dx: NDArray[np.float64] = zero, dy: NDArray[np.float64] = zero, dz: NDArray[np.float64] = zero
+    ) -> NDArray[np.float64]:
         return np.stack([dx, dy, dz], axis=-1)
 
     eyes = pair(0.505, 0.0, wide=0.26, tall=0.14)
@@ -147,12 +150,16 @@ def _modes() -> dict[str, NDArray[np.float64]]:
         "chin_long": move(dy=0.065 * ramp(1.2, 1.7)),
         "chin_out": move(dz=0.08 * bump(0.0, 1.6, wide=0.32, tall=0.18)),
         "cheek_full": move(dz=0.06 * pair(0.6, 0.75, wide=0.28, tall=0.28), dx=0.035 * _SIGN * ramp(0.2, 0.9)),
-        "cheekbone": move(dz=0.04 * pair(0.75, 0.35, wide=0.2, tall=0.14), dx=0.03 * _SIGN * pair(1.0, 0.3, wide=0.3, tall=0.2)),
+        "cheekbone": move(
+            dz=0.04 * pair(0.75, 0.35, wide=0.2, tall=0.14), dx=0.03 * _SIGN * pair(1.0, 0.3, wide=0.3, tall=0.2)
+        ),
         "nose_long": move(dy=0.05 * bump(0.0, 0.62, wide=0.30, tall=0.22)),
         "nose_wide": move(dx=0.17 * x * bump(0.0, 0.63, wide=0.24, tall=0.15)),
         "nose_out": move(dz=0.19 * _nose()),
         "nose_bridge": move(dz=0.045 * bump(0.0, 0.15, wide=0.10, tall=0.22)),
-        "nose_tip": move(dy=-0.03 * bump(0.0, 0.58, wide=0.12, tall=0.09), dz=0.03 * bump(0.0, 0.57, wide=0.1, tall=0.08)),
+        "nose_tip": move(
+            dy=-0.03 * bump(0.0, 0.58, wide=0.12, tall=0.09), dz=0.03 * bump(0.0, 0.57, wide=0.1, tall=0.08)
+        ),
         "nose_side": move(dx=0.018 * bump(0.0, 0.5, wide=0.22, tall=0.25)),
         "eye_apart": move(dx=0.025 * _SIGN * eyes),
         "eye_size": move(dx=0.10 * (x - 0.505 * _SIGN) * eyes, dy=0.10 * y * eyes),
@@ -168,13 +175,23 @@ def _modes() -> dict[str, NDArray[np.float64]]:
         "brow_ridge": move(dz=0.045 * pair(0.4, -0.22, wide=0.28, tall=0.09)),
         "forehead": move(dz=0.05 * bump(0.0, -0.9, wide=0.7, tall=0.35)),
         "crown": move(dy=-0.07 * (1 - ramp(-1.7, -0.6))),
-        "ear_out": move(dx=0.07 * np.sign(x) * np.exp(-0.5 * (((np.abs(ANGLE) - 1.62) / 0.2) ** 2 + ((y - 0.15) / 0.3) ** 4))),
+        "ear_out": move(
+            dx=0.07 * np.sign(x) * np.exp(-0.5 * (((np.abs(ANGLE) - 1.62) / 0.2) ** 2 + ((y - 0.15) / 0.3) ** 4))
+        ),
         # growing up: 1 is a small child
         "child": move(
-            dx=0.05 * x * ramp(0.9, 0.2) - 0.10 * x * ramp(1.0, 1.7) + 0.16 * (x - 0.505 * _SIGN) * eyes - 0.14 * x * mouth
+            dx=0.05 * x * ramp(0.9, 0.2)
+            - 0.10 * x * ramp(1.0, 1.7)
+            + 0.16 * (x - 0.505 * _SIGN) * eyes
+            - 0.14 * x * mouth
             - 0.12 * x * bump(0.0, 0.63, wide=0.24, tall=0.15),
-            dy=-0.20 * lower + 0.22 * y * eyes - 0.10 * bump(0.0, 0.6, wide=0.25, tall=0.2) - 0.10 * (1 - ramp(-1.8, -0.5)),
-            dz=-0.30 * _nose() + 0.06 * pair(0.6, 0.8, wide=0.28, tall=0.25) - 0.06 * pair(0.42, -0.23, wide=0.3, tall=0.1)
+            dy=-0.20 * lower
+            + 0.22 * y * eyes
+            - 0.10 * bump(0.0, 0.6, wide=0.25, tall=0.2)
+            - 0.10 * (1 - ramp(-1.8, -0.5)),
+            dz=-0.30 * _nose()
+            + 0.06 * pair(0.6, 0.8, wide=0.28, tall=0.25)
+            - 0.06 * pair(0.42, -0.23, wide=0.3, tall=0.1)
             + 0.07 * bump(0.0, -0.8, wide=0.7, tall=0.4),
         ),
         # what it does; one unit is the full action
@@ -190,14 +207,19 @@ def _modes() -> dict[str, NDArray[np.float64]]:
         "jaw": move(dy=0.27 * ramp(1.2, 1.58) - 0.03 * ramp(1.6, 2.0), dz=-0.10 * ramp(1.2, 1.8)),
         "pucker": move(dx=-0.38 * x * mouth, dz=0.06 * bump(0.0, 1.1, wide=0.2, tall=0.15)),
         "raise": move(dy=-0.105 * brows),
-        "raise_inner": move(dy=-0.095 * bump(0.0, -0.27, wide=0.26, tall=0.14) + 0.03 * pair(0.85, -0.24, wide=0.16, tall=0.1)),
-        "lower": move(dy=0.10 * bump(0.0, -0.27, wide=0.30, tall=0.13) + 0.03 * brows, dx=-0.07 * _SIGN * pair(0.25, -0.26, wide=0.14, tall=0.12)),
+        "raise_inner": move(
+            dy=-0.095 * bump(0.0, -0.27, wide=0.26, tall=0.14) + 0.03 * pair(0.85, -0.24, wide=0.16, tall=0.1)
+        ),
+        "lower": move(
+            dy=0.10 * bump(0.0, -0.27, wide=0.30, tall=0.13) + 0.03 * brows,
+            dx=-0.07 * _SIGN * pair(0.25, -0.26, wide=0.14, tall=0.12),
+        ),
         "wrinkle": move(
             dy=-0.045 * bump(0.0, 0.6, wide=0.34, tall=0.18) - 0.055 * bump(0.0, 0.99, wide=0.28, tall=0.09),
             dx=0.10 * x * bump(0.0, 0.63, wide=0.24, tall=0.12),
             dz=0.03 * pair(0.35, 0.5, wide=0.15, tall=0.15),
         ),
-    }  # fmt: skip
+    }
 
 
 BASE: Final = _base().astype(np.float32)  # (ACROSS, DOWN, 3)

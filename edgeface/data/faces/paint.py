@@ -18,6 +18,7 @@ from edgeface.data.faces.template import ANGLE_MAX, SPANS, Y_BOTTOM, Y_TOP, half
 ROWS: Final = 192  # 48 texels an eye distance: 1.5 times a 128 px picture's
 COLUMNS: Final = 232
 _SHEET: Final = (ROWS, COLUMNS)
+_MARKED: Final = slice(44, 176)  # rows from the forehead's highest line to under the chin
 _ACTIONS: Final = ("smile", "raise", "lower", "wrinkle")
 
 
@@ -78,8 +79,8 @@ def _beard() -> NDArray[np.float32]:
     x, y = _canonical()
     around = np.abs(_angle())[None, :]
     low = np.clip((y - 0.86) / 0.12, 0, 1) * np.clip((2.0 - y) / 0.2, 0, 1)
-    side = np.clip((around - 1.05) / 0.1, 0, 1) * np.clip((y - 0.3) / 0.2, 0, 1)
-    beard = np.maximum(low, side) * np.clip(1.75 - around, 0, 0.2) * 5
+    side = np.clip((around - 0.98) / 0.3, 0, 1) * np.clip((y - 0.2) / 0.5, 0, 1)
+    beard = np.maximum(low, side) * np.clip(1.62 - around, 0, 0.3) / 0.3
     beard = beard * (1 - 0.9 * np.exp(-0.5 * (((np.abs(x) - 0.66) / 0.17) ** 2 + ((y - 1.0) / 0.17) ** 2)))
     beard = beard * (1 - np.exp(-0.5 * ((x / 0.33) ** 4 + ((y - 1.12) / 0.13) ** 4)))  # the lips
     return np.asarray(np.clip(beard, 0, 1), dtype=np.float32)
@@ -87,7 +88,7 @@ def _beard() -> NDArray[np.float32]:
 
 @cache
 def _shades() -> tuple[tuple[str, ...], NDArray[np.float32]]:
-    """Dark marks that every face mixes in its own amounts: their names, and (marks, ROWS * COLUMNS) in [0, 1]."""
+    """Dark marks that every face mixes in its own amounts: their names, and (marks, _MARKED rows * COLUMNS) in [0, 1]."""
     forehead = [
         [(0.0, -0.58), (0.35, -0.60), (0.62, -0.55)],
         [(0.0, -0.74), (0.35, -0.77), (0.65, -0.72)],
@@ -109,7 +110,8 @@ def _shades() -> tuple[tuple[str, ...], NDArray[np.float32]]:
         "jowl": _creases([[(0.46, 1.14), (0.52, 1.28), (0.52, 1.40)]], thick=2, soft=1.6),
         "ear": 0.9 * fold + 0.7 * behind,
     }
-    return tuple(maps), np.stack([np.clip(value, 0, 1).reshape(-1) for value in maps.values()]).astype(np.float32)
+    kept = [np.clip(value[_MARKED], 0, 1).reshape(-1) for value in maps.values()]
+    return tuple(maps), np.stack(kept).astype(np.float32)
 
 
 @cache
@@ -175,7 +177,7 @@ def hair_edge(person: Person, angle: NDArray[np.float64]) -> NDArray[np.float64]
     front = -0.28 - person.hairline - 0.10 * person.hair_peak * np.cos(angle * 2.2)
     if person.fringe > 0.0:
         away = np.clip((angle - person.parting) / 1.1, -1, 1)
-        front = front + person.fringe * (person.hairline - 0.06) * (1 - away**2)
+        front = front + person.fringe * (person.hairline - 0.15) * (1 - away**2)
     # forehead, temples, sideburns before the ear, then above and behind it
     burn = np.clip((around - 0.92) / 0.22, 0.0, 1.0)
     edge = front + (side - front) * burn * burn * (3 - 2 * burn)
@@ -244,7 +246,8 @@ def paint(person: Person, shot: Shot, points: Points) -> Sheet:
     }
     names, maps = _shades()
     weights = np.array([amounts[name] for name in names], dtype=np.float32)
-    tone = np.float32(1.0) - (weights @ maps).reshape(_SHEET)
+    tone = np.ones(_SHEET, np.float32)
+    tone[_MARKED] -= (weights @ maps).reshape(-1, COLUMNS)
     grain = _grain()[person.texture]
     tone *= np.float32(1.0) + np.float32(0.014 + 0.022 * wrinkles + 0.012 * person.acne) * grain
     skin = np.array(person.skin, np.float32)
@@ -279,13 +282,13 @@ def _marks(sheet: Picture, person: Person) -> None:
     """Acne and spots: small discs at places that belong to the person."""
     skin = np.array(person.skin)
     kinds = (
-        (person.acne, person.marks[:16], (0.97, 0.66, 0.66), 1.9),
-        (person.spots, person.marks[16:], (0.70, 0.58, 0.50), 1.3),
+        (person.acne, person.marks[:16], (0.95, 0.76, 0.74), 1.9),
+        (person.spots, person.marks[16:], (0.76, 0.66, 0.58), 1.3),
     )
     for present, places, tint, radius in kinds:
         if present:
             mask = canvas.ellipses(_SHEET, to_texels(places), (radius, radius), value=200)
-            canvas.lay(sheet, canvas.blur(mask, 3, 0.7), skin * tint, 0.9)
+            canvas.lay(sheet, canvas.blur(mask, 3, 0.8), skin * tint, 0.9)
 
 
 def _eye(sheet: Picture, person: Person, shot: Shot, points: Points, *, side: str) -> None:
@@ -293,7 +296,7 @@ def _eye(sheet: Picture, person: Person, shot: Shot, points: Points, *, side: st
     crease, pupil = points[SPANS[f"crease_{side}"]], points[SPANS[f"pupil_{side}"]][0]
     patch = _Patch(sheet, np.concatenate([upper, lower, crease]), around=5)
     opening = float((lower - upper)[:, 1].max())
-    skin, iris = np.array(person.skin), np.array(person.iris)
+    skin = np.array(person.skin)
     if person.make_up > 0.2:
         lid = canvas.blur(patch.fill(np.concatenate([crease, upper[::-1]])), 5, 1.2)
         canvas.lay(patch.part, lid, skin * (0.62, 0.5, 0.55), 0.8 * person.make_up)
@@ -303,9 +306,10 @@ def _eye(sheet: Picture, person: Person, shot: Shot, points: Points, *, side: st
         rows = np.arange(patch.shape[0]) + (patch.origin[1] - float(upper[:, 1].min()))
         lit = np.clip(0.72 + 0.30 * rows / opening, 0.6, 1.0)[None, :, None]
         white = np.array([226.0, 218.0, 212.0])[:, None, None] * ((0.93 + 0.07 * shot.draws[3]) * lit)
-        canvas.lay(patch.part, ball, np.broadcast_to(white, (3, *patch.shape)))
-        for radius, colour in ((4.6, iris * 0.42), (3.9, iris * 0.95), (1.9, np.array([12.0, 10.0, 10.0]))):
-            canvas.lay(patch.part, canvas.both(patch.disc(pupil, radius), ball), colour)
+        white = np.broadcast_to(white, (3, *patch.shape)).astype(np.float32)
+        red, green, blue = person.iris
+        discs = ((4.6, (red * 0.42, green * 0.42, blue * 0.42)), (3.9, person.iris), (1.9, (12.0, 10.0, 10.0)))
+        canvas.lay(patch.part, ball, canvas.rings(white, pupil - patch.origin, discs))
         glint = pupil + np.array([1.6 if shot.light[0] > 0 else -1.6, -1.5])
         canvas.lay(patch.part, canvas.both(patch.disc(glint, 0.9), ball), (250.0, 250.0, 250.0), 0.9)
         canvas.lay(patch.part, patch.line(lower, thick=1), skin * (0.62, 0.48, 0.45), 0.5)

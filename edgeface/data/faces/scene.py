@@ -1,8 +1,8 @@
 """From drawn numbers to pixels: light, rasteriser, sensor; and the points that belong to them.
 
-The rasteriser scatters a dense grid of the unrolled head over the picture, far side first so that nearer parts overwrite,
-then moves each pixel's place on the sheet by the inverse Jacobian to the pixel's exact centre. Albedo and light are read
-from the sheet at that place. No triangle is ever visited in Python.
+The rasteriser scatters a dense grid of the unrolled head over the picture, far side first so that nearer parts
+overwrite, then moves each pixel's place on the sheet by the inverse Jacobian to the pixel's exact centre. Albedo and
+light are read from the sheet at that place. No triangle is ever visited in Python.
 
 Inside this package pixel centres lie at whole numbers; what leaves this module is continuous, with (0, 0) the outer
 corner of the first pixel.
@@ -24,6 +24,8 @@ from edgeface.data.faces.canvas import Mask, Picture
 from edgeface.data.faces.draw import Person, Shot
 from edgeface.data.faces.worn import glasses, occluder
 
+_SQUARE = np.ones((3, 3), np.uint8)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rendered:
@@ -43,7 +45,7 @@ class Rendered:
 
 
 def locate(person: Person, shot: Shot, *, px: int) -> tuple[NDArray[np.float32], bool]:
-    """What `render_face` would say of a face without drawing it: its points, and whether one of the five is occluded."""
+    """What `render_face` says of a face, without drawing it: its points, and whether one of the five is occluded."""
     points = place(person, shot, px)[3]
     thing = occluder(person, shot, points, px)
     return (points + 0.5).astype(np.float32), thing is not None and thing.hides(points)
@@ -78,14 +80,18 @@ def _with_hair(surface: Vertices, person: Person) -> Vertices:
     """The head with the thickness of its hair; the features stay where they are."""
     if person.hair_volume == 0.0 or person.hair_length == 0.0:
         return surface
+    import cv2
+
     edge = paint.hair_edge(person, head.ANGLE[:, 0]).astype(np.float32)
-    thick = (edge[:, None] - head.CANON_Y[:1].astype(np.float32)) * np.float32(1 / 0.22) + np.float32(0.5)
+    thick = (edge[:, None] - head.CANON_Y[:1].astype(np.float32)) * np.float32(1 / 0.30)
     np.clip(thick, 0.0, 1.0, out=thick)
+    # it rises inside the hair's edge, not on the skin beside it
+    thick = canvas.blur(np.asarray(cv2.erode(thick, _SQUARE)), 5, 1.4)
     thick *= np.float32(person.hair_volume)
-    return surface + thick[..., None] * head.OUTWARD
+    return np.asarray(surface + thick[..., None] * head.OUTWARD)
 
 
-def _slopes(grid: Vertices) -> tuple[Vertices, Vertices]:
+def _slopes(grid: NDArray[np.float32]) -> tuple[Vertices, Vertices]:
     """Central differences per vertex along both axes of the sheet."""
     across = np.empty_like(grid)
     np.subtract(grid[2:], grid[:-2], out=across[1:-1])
@@ -114,7 +120,7 @@ def _lit(shot: Shot, turned: Vertices) -> _Light:
     normal /= np.sqrt(np.einsum("cij,cij->ij", normal, normal) + np.float32(1e-12))
     d = shot.draws
     strength = 0.30 + 0.50 * d[5]
-    ambient = (1.0 - strength) * (0.80 + 0.25 * d[6])
+    ambient = (1.0 - strength) * (0.90 + 0.25 * d[6])
     # rows: key light, cool fill from the other side, sky, the highlight's half vector
     bisector = shot.light + np.array([0.0, 0.0, 1.0])
     axes = np.stack(
@@ -146,9 +152,6 @@ def _grid(across: int, down: int) -> tuple[tuple[NDArray[np.float32], ...], NDAr
     return orders, u, v
 
 
-_SQUARE = np.ones((3, 3), np.uint8)
-
-
 def _raster(
     picture: Picture, person: Person, shot: Shot, flat: Vertices, light: _Light, sheet: paint.Sheet
 ) -> tuple[NDArray[np.float32], Mask]:
@@ -156,9 +159,9 @@ def _raster(
     import cv2
 
     px = picture.shape[1]
-    # about 0.75 px between neighbours where the head is nearest, so that holes are single pixels
+    # below 1 px between neighbours where the head is nearest, so that holes are single pixels
     grown = shot.scale / 0.377
-    across, down = math.ceil(1.55 * px * grown / 8) * 8, math.ceil(1.3 * px * grown / 8) * 8
+    across, down = math.ceil(1.32 * px * grown / 8) * 8, math.ceil(1.16 * px * grown / 8) * 8
     orders, place_u, place_v = _grid(across, down)
     dense = cv2.resize(flat, (down, across), interpolation=cv2.INTER_LINEAR)
     facing = cv2.resize(light.facing, (down, across), interpolation=cv2.INTER_LINEAR)
@@ -171,35 +174,36 @@ def _raster(
     flip_u, flip_v = shot.yaw > 0, shot.pitch < 0
     way = (slice(None, None, -1 if flip_u else 1), slice(None, None, -1 if flip_v else 1))
     kept = np.flatnonzero(seen[way])
-    target = (row * np.int32(px) + column)[way].reshape(-1)[kept]
+    target = np.take((row * np.int64(px) + column)[way].reshape(-1), kept)
     first = np.zeros(px * px, np.float32)
-    first[target] = orders[2 * flip_u + flip_v][kept]
+    first[target] = np.take(orders[2 * flip_u + flip_v], kept)
     number = first.reshape(px, px)
     hit = (number > 0).astype(np.uint8) * np.uint8(255)
     cover: Mask = np.asarray(cv2.morphologyEx(hit, cv2.MORPH_CLOSE, _SQUARE), dtype=np.uint8)
-    spread = np.asarray(cv2.dilate(number, _SQUARE)).reshape(-1)
+    filled = np.maximum(number, (number == 0) * np.asarray(cv2.dilate(number, _SQUARE)))
     pixels = np.flatnonzero(cover)
-    index = first[pixels]
-    index = np.where(index > 0, index, spread[pixels]).astype(np.int64) - 1
-    i, j = index // down, index % down
+    index = np.take(filled, pixels).astype(np.int64) - 1
+    i = index // down
+    j = index - i * down
 
-    at = dense.reshape(-1, 2)[index]
-    dx = (pixels % px).astype(np.float32) - at[:, 0]
-    dy = (pixels // px).astype(np.float32) - at[:, 1]
-    u, v = place_u[i], place_v[j]
-    slope_u, slope_v = _slopes(flat)
+    # np.take of one wide number is several times faster than indexing rows of small ones
+    at = np.take(dense.reshape(-1).view(np.complex64), index)
+    y = pixels // px
+    dx = (pixels - y * px).astype(np.float32) - at.real
+    dy = y.astype(np.float32) - at.imag
+    u, v = np.take(place_u, i), np.take(place_v, j)
     vertex = np.clip(np.rint(u), 0, head.ACROSS - 1).astype(np.int64) * head.DOWN
     vertex += np.clip(np.rint(v), 0, head.DOWN - 1).astype(np.int64)
-    su, sv = slope_u.reshape(-1, 2)[vertex], slope_v.reshape(-1, 2)[vertex]
-    det = su[:, 0] * sv[:, 1] - su[:, 1] * sv[:, 0]
+    slopes = np.concatenate(_slopes(flat), axis=-1).view(np.complex128).reshape(-1)
+    xu, yu, xv, yv = np.take(slopes, vertex).view(np.float32).reshape(-1, 4).T.copy()
+    det = xu * yv - yu * xv
     det[np.abs(det) < 1e-3] = np.inf  # edge-on: stay at the vertex
-    u += np.clip((sv[:, 1] * dx - sv[:, 0] * dy) / det, -0.9, 0.9)
-    v += np.clip((su[:, 0] * dy - su[:, 1] * dx) / det, -0.9, 0.9)
+    u += np.clip((yv * dx - xv * dy) / det, -0.9, 0.9)
+    v += np.clip((xu * dy - yu * dx) / det, -0.9, 0.9)
 
     count = len(pixels)
-    maps = np.zeros((2, -(-max(count, 1) // 64) * 64), np.float32)  # cv2.remap refuses sides of 2**15 or more
-    maps[0, :count], maps[1, :count] = u, v
-    maps = maps.reshape(2, -1, 64)
+    maps = np.zeros((2, -(-max(count, 1) // 64), 64), np.float32)  # cv2.remap refuses sides of 2**15 or more
+    maps.reshape(2, -1)[:, :count] = u, v
 
     def read(source: NDArray[np.float32], x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.float32]:
         values = cv2.remap(source, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -219,13 +223,14 @@ def _raster(
     colour += shine
     colour[0] *= 1 + warmth
     colour[2] *= 1 - warmth
-    alpha = canvas.blur(cover, 3, 0.7).reshape(-1)[pixels] * np.float32(1 / 255)
+    alpha = np.take(canvas.blur(cover, 3, 0.7), pixels) * np.float32(1 / 255)
     planes = picture.reshape(3, -1)
-    before = planes[:, pixels]
+    before = np.take(planes, pixels, axis=1)
     colour -= before
     colour *= alpha
     colour += before
-    planes[:, pixels] = colour
+    for plane, values in zip(planes, colour, strict=True):
+        plane[pixels] = values
     depth = np.full(px * px, -9.0, np.float32)
     depth[pixels] = near
     return depth.reshape(px, px), cover

@@ -83,12 +83,27 @@ def _feature_points() -> tuple[dict[str, slice], NDArray[np.float64], dict[str, 
         half = 0.012 + 0.040 * np.sin(np.pi * np.clip(0.08 + 0.72 * s, 0, 1))
         bend = only_y(-0.05 * np.sin(np.pi * s))
         slope = only_y(-0.06 * (0.5 - s))
-        add(f"brow_upper_{side}", np.stack([brow_x, arch - half], -1), brow_thick=only_y(-half), brow_arch=bend,
-            brow_slope=slope)  # fmt: skip
-        add(f"brow_lower_{side}", np.stack([brow_x, arch + half], -1), brow_thick=only_y(half * 0.6), brow_arch=bend,
-            brow_slope=slope)  # fmt: skip
-        add(f"brow_middle_{side}", np.stack([brow_x, arch], -1), brow_thick=only_y(-half * 0.2), brow_arch=bend,
-            brow_slope=slope)  # fmt: skip
+        add(
+            f"brow_upper_{side}",
+            np.stack([brow_x, arch - half], -1),
+            brow_thick=only_y(-half),
+            brow_arch=bend,
+            brow_slope=slope,
+        )
+        add(
+            f"brow_lower_{side}",
+            np.stack([brow_x, arch + half], -1),
+            brow_thick=only_y(half * 0.6),
+            brow_arch=bend,
+            brow_slope=slope,
+        )
+        add(
+            f"brow_middle_{side}",
+            np.stack([brow_x, arch], -1),
+            brow_thick=only_y(-half * 0.2),
+            brow_arch=bend,
+            brow_slope=slope,
+        )
 
     add("bridge", np.array([[0.0, -0.03], [0.0, 0.17], [0.0, 0.37], [0.0, 0.575]]))
     add(
@@ -112,8 +127,13 @@ def _feature_points() -> tuple[dict[str, slice], NDArray[np.float64], dict[str, 
         lips=only_y(-0.035 * dome),
         teeth=only_y(-0.02 * drop),
     )
-    add("lip_bottom", np.stack([x, bottom], -1), gap=only_y(0.27 * drop), lips=only_y(0.045 * dome),
-        teeth=only_y(0.035 * drop))  # fmt: skip
+    add(
+        "lip_bottom",
+        np.stack([x, bottom], -1),
+        gap=only_y(0.27 * drop),
+        lips=only_y(0.045 * dome),
+        teeth=only_y(0.035 * drop),
+    )
     n = np.linspace(-0.93, 0.93, 13)
     xi = 0.40 * n
     dome_in = 1 - (n / 0.95) ** 2
@@ -121,8 +141,22 @@ def _feature_points() -> tuple[dict[str, slice], NDArray[np.float64], dict[str, 
     add("seam_top", np.stack([xi, line], -1), gap=only_y(-0.02 * dome_in), teeth=only_y(-0.018 * dome_in**0.5))
     add("seam_bottom", np.stack([xi, line], -1), gap=only_y(0.27 * dome_in**0.6), teeth=only_y(0.05 * dome_in**0.5))
 
-    half_jaw = np.array([[1.16, -0.05], [1.135, 0.20], [1.11, 0.43], [1.075, 0.66], [1.02, 0.88], [0.945, 1.07],
-                         [0.855, 1.24], [0.745, 1.39], [0.60, 1.53], [0.44, 1.65], [0.25, 1.735], [0.0, 1.78]])  # fmt: skip
+    half_jaw = np.array(
+        [
+            [1.16, -0.05],
+            [1.135, 0.20],
+            [1.11, 0.43],
+            [1.075, 0.66],
+            [1.02, 0.88],
+            [0.945, 1.07],
+            [0.855, 1.24],
+            [0.745, 1.39],
+            [0.60, 1.53],
+            [0.44, 1.65],
+            [0.25, 1.735],
+            [0.0, 1.78],
+        ]
+    )
     along = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(half_jaw, axis=0).T))])
     even = np.linspace(0.0, along[-1], 17)
     side_x, side_y = np.interp(even, along, half_jaw[:, 0]), np.interp(even, along, half_jaw[:, 1])
@@ -167,31 +201,46 @@ def _orders() -> dict[int, NDArray[np.int64]]:
     """Feature point behind each landmark, by the number of points in the order."""
     five = [*_at("eye_left", 0), *_at("eye_right", 0), *_at("bridge", 3), *_at("lip_top", 0, -1)]
 
-    # 68 points as in 300-W: contour, brows, nose, eyes, outer and inner lips, each ring clockwise from the image's left.
-    lips_68 = [*_at("lip_top", 0, 2, 4, 6, 8, 10, 12), *_at("lip_bottom", 10, 8, 6, 4, 2),
-               *_at("seam_top", 0, 3, 6, 9, 12), *_at("seam_bottom", 9, 6, 3)]  # fmt: skip
+    # 68 points as in 300-W: contour, brows, nose, eyes, outer and inner lips, each ring clockwise from its left.
+    lips_68 = [
+        *_at("lip_top", 0, 2, 4, 6, 8, 10, 12),
+        *_at("lip_bottom", 10, 8, 6, 4, 2),
+        *_at("seam_top", 0, 3, 6, 9, 12),
+        *_at("seam_bottom", 9, 6, 3),
+    ]
     sixty_eight = [
         *_at("jaw", *range(0, 33, 2)),
-        *_at("brow_middle_left", 0, 2, 4, 6, 8), *_at("brow_middle_right", 8, 6, 4, 2, 0),
-        *_at("bridge", 0, 1, 2, 3), *_at("nose_base", 0, 1, 2, 3, 4),
-        *_at("lid_upper_left", 0, 4, 8, 12), *_at("lid_lower_left", 8, 4),
-        *_at("lid_upper_right", 12, 8, 4, 0), *_at("lid_lower_right", 4, 8),
+        *_at("brow_middle_left", 0, 2, 4, 6, 8),
+        *_at("brow_middle_right", 8, 6, 4, 2, 0),
+        *_at("bridge", 0, 1, 2, 3),
+        *_at("nose_base", 0, 1, 2, 3, 4),
+        *_at("lid_upper_left", 0, 4, 8, 12),
+        *_at("lid_lower_left", 8, 4),
+        *_at("lid_upper_right", 12, 8, 4, 0),
+        *_at("lid_lower_right", 4, 8),
         *lips_68,
-    ]  # fmt: skip
+    ]
 
     # 98 points as in WFLW (Wu et al., CVPR 2018).
     ninety_eight = [
         *_at("jaw", *range(33)),
-        *_at("brow_upper_left", 0, 2, 4, 6, 8), *_at("brow_lower_left", 8, 6, 4, 2),
-        *_at("brow_upper_right", 8, 6, 4, 2, 0), *_at("brow_lower_right", 2, 4, 6, 8),
-        *_at("bridge", 0, 1, 2, 3), *_at("nose_base", 0, 1, 2, 3, 4),
-        *_at("lid_upper_left", 0, 3, 6, 9, 12), *_at("lid_lower_left", 9, 6, 3),
-        *_at("lid_upper_right", 12, 9, 6, 3, 0), *_at("lid_lower_right", 3, 6, 9),
+        *_at("brow_upper_left", 0, 2, 4, 6, 8),
+        *_at("brow_lower_left", 8, 6, 4, 2),
+        *_at("brow_upper_right", 8, 6, 4, 2, 0),
+        *_at("brow_lower_right", 2, 4, 6, 8),
+        *_at("bridge", 0, 1, 2, 3),
+        *_at("nose_base", 0, 1, 2, 3, 4),
+        *_at("lid_upper_left", 0, 3, 6, 9, 12),
+        *_at("lid_lower_left", 9, 6, 3),
+        *_at("lid_upper_right", 12, 9, 6, 3, 0),
+        *_at("lid_lower_right", 3, 6, 9),
         *lips_68,
-        *_at("pupil_left", 0), *_at("pupil_right", 0),
-    ]  # fmt: skip
+        *_at("pupil_left", 0),
+        *_at("pupil_right", 0),
+    ]
 
-    # 106 points as the common mobile detectors number them: contour from the chin outwards, then eyes, brows, lips, nose.
+    # 106 points as the common mobile detectors number them: contour from the chin outwards, then eyes, brows, lips,
+    # nose.
     by_index: dict[int, int] = {}
 
     def place(indices: list[int], points: list[int]) -> None:
