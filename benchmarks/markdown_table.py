@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-ROLES = {"teacher": "teacher", "student": "fp32 student", "fake-quant": "fake-quant student", "file": "file"}
+ROLES = {"teacher": "teacher", "student": "student", "fake-quant": "student"}
 UNITS = {"nme_percent": "mean error, %", "accuracy": "accuracy, %", "mae_years": "mean error, years"}
 
 
@@ -41,14 +41,16 @@ def table(card: Mapping[str, Any]) -> str:
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    role = ROLES[row["role"]]
-    return f"`{row['model']}`" if role == "file" else f"{role} ({row['model'].split()[-1]}, {row['precision']})"
+    if row["role"] == "file":
+        return f"`{row['model']}`"
+    return f"{ROLES[row['role']]} ({row['model'].split()[-1]}, {row['precision']})"
 
 
 def cards(path: Path) -> list[Mapping[str, Any]]:
     """The scorecards of a file: one written by `edgeface build`, or several by `edgeface report --json`."""
     found = json.loads(path.read_text(encoding="utf-8"))
-    return found["scorecards"] if "scorecards" in found else [found]
+    several: list[Mapping[str, Any]] = found.get("scorecards", [found])
+    return several
 
 
 if __name__ == "__main__":
