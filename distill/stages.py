@@ -26,7 +26,17 @@ from edgeface.metrics import main_metric
 from edgeface.models.network import MultiTaskNetwork, build_network, model_spec
 from edgeface.models.runner import TorchRunner
 from edgeface.provenance import provenance
-from edgeface.specs import ModelSpec, NetworkSpec, OutputSpec, Recipe, TrainSpec, output_spec
+from edgeface.specs import (
+    STAGES,
+    ModelSpec,
+    NetworkSpec,
+    OutputSpec,
+    Recipe,
+    StudentSpec,
+    TeacherSpec,
+    TrainSpec,
+    output_spec,
+)
 from edgeface.tasks import TASKS, Kind
 
 if TYPE_CHECKING:
@@ -250,38 +260,7 @@ def train_teacher(recipe: Recipe, data: TrainingData, folder: Path, *, report: R
     """
     spec = recipe.teacher
     key = stage_key("teacher", recipe, data, network=spec.network, spec=spec.train)
-    done = finished(folder, key)
-    if done is not None:
-        return done
-    use_threads(recipe)
-    model = model_spec(spec.network, tuple(data.outputs.values()))
-    network = build_network(spec.network, model, seed=recipe.seed)
-    objective = Objective(model=model, weights=recipe.tasks, loss=recipe.loss, distill=recipe.distill)
-    trained = train(
-        network,
-        objective,
-        batches_for(recipe, data, spec=spec.train, input_px=spec.network.input_px, seed=recipe.seed),
-        spec=spec.train,
-        seed=recipe.seed,
-        key=key,
-        partial=partial_folder(folder),
-        input_px=model.input_px,
-        watch=watcher(data, model),
-        report=report,
-    )
-    checkpoint = save_stage(
-        folder,
-        kind="teacher",
-        key=key,
-        network=spec.network,
-        model=model,
-        trained=trained,
-        recipe=recipe,
-        data=data,
-        made_from={},
-    )
-    remove_partial(folder)
-    return checkpoint
+    return _train_float("teacher", recipe, data, folder, spec=spec, key=key, teacher=None, report=report)
 
 
 def train_student(
@@ -295,8 +274,11 @@ def train_student(
     """Distil a float student; without a teacher, or with distill.soft = 0, it learns from labels alone.
 
     Args:
+        recipe: A resolved recipe.
+        data: From `training_data`.
+        folder: Becomes the checkpoint; `folder.partial` beside it holds the step checkpoint meanwhile.
         teacher: The teacher's checkpoint.
-        Others as in `train_teacher`.
+        report: Told of progress.
     """
     spec = recipe.student
     key = sha256_json(
@@ -306,18 +288,32 @@ def train_student(
             "teacher": "" if teacher is None else teacher.sha256,
         }
     )
+    return _train_float("student", recipe, data, folder, spec=spec, key=key, teacher=teacher, report=report)
+
+
+def _train_float(
+    kind: str,
+    recipe: Recipe,
+    data: TrainingData,
+    folder: Path,
+    *,
+    spec: TeacherSpec | StudentSpec,
+    key: str,
+    teacher: Checkpoint | None,
+    report: Report | None,
+) -> Checkpoint:
     done = finished(folder, key)
     if done is not None:
         return done
     use_threads(recipe)
+    seed = recipe.seed + STAGES.index(kind)  # stages see the pictures in different orders and variations
     model = model_spec(spec.network, tuple(data.outputs.values()))
-    network = build_network(spec.network, model, seed=recipe.seed + 1)
     trained = train(
-        network,
+        build_network(spec.network, model, seed=seed),
         objective_with(recipe, model, teacher=teacher),
-        batches_for(recipe, data, spec=spec.train, input_px=rendered_px(model, teacher), seed=recipe.seed + 1),
+        batches_for(recipe, data, spec=spec.train, input_px=rendered_px(model, teacher), seed=seed),
         spec=spec.train,
-        seed=recipe.seed + 1,
+        seed=seed,
         key=key,
         partial=partial_folder(folder),
         input_px=model.input_px,
@@ -326,7 +322,7 @@ def train_student(
     )
     checkpoint = save_stage(
         folder,
-        kind="student",
+        kind=kind,
         key=key,
         network=spec.network,
         model=model,

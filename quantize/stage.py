@@ -27,7 +27,7 @@ from distill.train import Progress, train
 from edgeface.checkpoint import Checkpoint
 from edgeface.config import to_plain
 from edgeface.files import sha256_json
-from edgeface.specs import Recipe
+from edgeface.specs import STAGES, Recipe
 from quantize.calibrate import calibrate
 from quantize.qat import finish, milestones, prepare, qat_weights
 
@@ -68,7 +68,7 @@ def train_qat(
     if done is not None:
         return done
     use_threads(recipe)
-    model, seed = student.model, recipe.seed + 2
+    model, seed = student.model, recipe.seed + STAGES.index("qat")
     network = prepare(load_network(student).eval(), spec)
     batches = batches_for(recipe, data, spec=spec.train, input_px=rendered_px(model, teacher), seed=seed)
     # Ranges start from augmented pictures as training will see them; epoch 0 is seen again, which harms nothing.
