@@ -1,0 +1,179 @@
+"""What `build` takes, what it refuses, and that nothing half-built is left behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgeface.cli.main import main
+from edgeface.errors import BudgetError, EdgefaceError, MissingToolError, ModelError, OutputError, UnsupportedError
+from targets import tflite
+from targets.build import build, find_sources
+from targets.bundle import read_bundle
+
+
+def test_float_student_alone_is_told_to_be_quantized(run_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"edgeface quantize .*student") as caught:
+        build(run_folder / "student", out=tmp_path)
+    assert caught.value.exit_code == 2
+    assert not any(tmp_path.iterdir())
+
+
+def test_float_files_come_from_the_student_the_manifest_names(run_folder: Path) -> None:
+    sources = find_sources(run_folder, ["fp32", "w8a8"])
+
+    assert sources.student is not None
+    assert sources.qat is not None
+    assert sources.student.sha256 == sources.qat.manifest["made_from"]["student"]
+
+
+def test_another_student_beside_it_is_refused_twin(run_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    manifest = json.loads((run / "qat" / "manifest.json").read_text(encoding="utf-8"))
+    manifest["made_from"]["student"] = "0" * 64
+    (run / "qat" / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+    with pytest.raises(ModelError, match="float student"):
+        find_sources(run, ["fp32"])
+    assert find_sources(run, ["w8a8"]).student is None
+
+
+@pytest.mark.parametrize(
+    ("target", "precisions", "error"),
+    [
+        ("android", ["p6"], UnsupportedError),
+        ("windows", None, UnsupportedError),
+        ("ios", None, MissingToolError),
+        ("openvino", ["w8a8"], MissingToolError),
+    ],
+)
+def test_what_cannot_be_built_is_refused_before_any_work(
+    target: str, precisions: list[str] | None, error: type[EdgefaceError], run_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(error):
+        build(run_folder, target=target, precisions=precisions, out=tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_folder_of_something_else_is_left_alone(run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "android").mkdir()
+    (tmp_path / "android" / "thesis.txt").write_text("mine", encoding="utf-8")
+
+    with pytest.raises(OutputError, match="other files"):
+        build(run_folder, out=tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["android", "thesis.txt"]
+
+
+def _fails(*_: object) -> None:
+    raise ModelError("the converter failed", expected="a file")
+
+
+def test_failed_build_leaves_the_earlier_bundle(
+    run_folder: Path, bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(bundle_folder, tmp_path / "android")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "android").iterdir()}
+    monkeypatch.setattr(tflite, "write_w8a8", _fails)
+
+    with pytest.raises(ModelError, match="converter failed"):
+        build(run_folder, precisions=["w8a8"], out=tmp_path)
+
+    assert {path.name: path.read_bytes() for path in (tmp_path / "android").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["android"]
+
+
+def test_file_that_disagrees_with_its_student_is_not_shipped_twin(
+    run_folder: Path, bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer that hands out the float file in place of the int8 one."""
+
+    def swapped(_: object, path: Path) -> None:
+        shutil.copy(bundle_folder / "edge_s.fp32.tflite", path)
+
+    monkeypatch.setattr(tflite, "write_w8a8", swapped)
+
+    with pytest.raises((BudgetError, ModelError)):
+        build(run_folder, precisions=["w8a8"], out=tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_w8a8_alone_needs_no_float_student(run_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_folder / "qat", tmp_path / "qat")
+
+    folder = build(tmp_path / "qat", precisions=["w8a8"], out=tmp_path / "out")
+
+    assert set(read_bundle(folder)["files"]) == {"edge_s.w8a8.tflite"}
+    assert read_bundle(folder)["checkpoints"].keys() == {"qat"}
+
+
+def spoken(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, object]]:
+    """Exit code and JSON answer of a command line."""
+    code = main([*arguments, "--json"])
+    answer = json.loads(capsys.readouterr().out)
+    assert isinstance(answer, dict)
+    return code, answer
+
+
+def test_parity_verb_answers_by_the_contract(
+    run_folder: Path, bundle_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, answer = spoken(["parity", str(run_folder), str(bundle_folder), "--data", "synthetic:16@test"], capsys)
+
+    assert (code, answer["schema"], answer["pass"], answer["simulator_exact"]) == (0, 1, True, 1.0)
+    outputs = answer["outputs"]
+    assert isinstance(outputs, dict)
+    assert outputs.keys() == {"landmarks5", "gender", "smile"}
+    keys = {"max_abs", "mean_abs", "sqnr_db", "max_lsb", "within_1_lsb", "n"}
+    assert all(keys <= output.keys() and output["within_1_lsb"] == 1.0 for output in outputs.values())
+
+
+def test_bench_verb_answers_by_the_contract(bundle_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, answer = spoken(["bench", str(bundle_folder), "--precision", "fp32,w8a8", "--runs", "20"], capsys)
+
+    rows = answer["rows"]
+    assert isinstance(rows, list)
+    assert (code, [row["precision"] for row in rows]) == (0, ["fp32", "w8a8"])
+    assert rows[0].keys() == {
+        *("model", "runtime", "precision", "threads", "batch", "median_ms", "p90_ms", "p99_ms", "size_bytes", "macs"),
+        "ratio_to_first",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (lambda run: ["build", str(run / "student"), "--target", "android"], 2),
+        (lambda run: ["build", str(run), "--target", "ios"], 3),
+        (lambda run: ["build", str(run), "--target", "android", "--precision", "p6"], 2),
+        (lambda run: ["build", str(run / "absent"), "--target", "android"], 2),
+        (lambda run: ["build", str(run)], 2),
+        (lambda run: ["parity", str(run), str(run / "absent"), "--data", "synthetic:4"], 2),
+        (lambda run: ["parity", str(run), str(run), "--data", "nowhere"], 2),
+        (lambda run: ["bench", str(run / "absent")], 2),
+        (lambda run: ["bench", str(run), "--runs", "1"], 2),
+        (lambda run: ["bench", str(run), "--threads", "0"], 2),
+    ],
+)
+def test_bad_command_lines_end_in_words_and_their_code(
+    arguments: Callable[[Path], list[str]],
+    code: int,
+    run_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    found, answer = spoken(arguments(run_folder), capsys)
+
+    assert found == code
+    error = answer["error"]
+    assert isinstance(error, dict)
+    assert error["code"] == code
+    assert error["found"]
+    assert not any(tmp_path.iterdir())

@@ -1,0 +1,216 @@
+"""A bundle says everything needed to use it, checks itself, and notices when it is no longer what was built."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeface.errors import ModelError
+from edgeface.files import sha256_file
+from edgeface.specs import ModelSpec, output_spec
+from edgeface.tasks import TASKS, Kind
+from targets.bundle import golden_faces, output_contract, read_bundle, read_golden, verify, write_model_card
+from targets.kotlin import camel, kotlin
+from targets.model_card import model_card
+
+from .conftest import OUTPUTS
+
+
+@pytest.fixture
+def copy(bundle_folder: Path, tmp_path: Path) -> Path:
+    """A bundle that may be changed."""
+    return Path(shutil.copytree(bundle_folder, tmp_path / "android"))
+
+
+def test_manifest_vouches_for_every_file(bundle_folder: Path, run_folder: Path) -> None:
+    manifest = read_bundle(bundle_folder)
+
+    assert {entry["precision"] for entry in manifest["files"].values()} == {"fp32", "fp16", "w8a32", "w8a8"}
+    for name, entry in manifest["files"].items():
+        assert entry["sha256"] == sha256_file(bundle_folder / name)
+        assert entry["size_bytes"] == (bundle_folder / name).stat().st_size
+    for stage, digest in manifest["checkpoints"].items():
+        recorded = json.loads((run_folder / stage / "manifest.json").read_text(encoding="utf-8"))["files"]
+        assert digest == recorded["weights.safetensors"]
+    assert {path.name for path in bundle_folder.iterdir()} == {
+        *manifest["files"],
+        "manifest.json",
+        "golden.npz",
+        "EdgeFace.kt",
+        "MODEL_CARD.md",
+    }
+
+
+def test_manifest_holds_the_whole_contract(bundle_folder: Path) -> None:
+    manifest = read_bundle(bundle_folder)
+
+    assert manifest["input"]["shape"] == [1, 32, 32, 3]
+    assert (manifest["input"]["scale"], manifest["input"]["zero_point"]) == (1 / 64, 128)
+    assert manifest["input"]["colour_order"] == "RGB"
+    assert manifest["crop"]["size_px"] == 32
+    assert [output["name"] for output in manifest["outputs"]] == ["landmarks5", "gender", "smile"]
+    assert manifest["outputs"][1]["classes"] == ["male", "female"]
+    assert np.shape(manifest["outputs"][0]["mean_shape"]) == (5, 2)
+    grids = manifest["files"]["edge_s.w8a8.tflite"]["grids"]
+    assert grids.keys() == {"landmarks5", "gender", "smile"}
+    assert (manifest["licences"], manifest["research_only"]) == (["Apache-2.0"], False)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_has_a_contract_and_a_kotlin_field(task: str) -> None:
+    mean_shape = tuple((0.5, 0.5) for _ in range(TASKS[task].points))
+    contract = output_contract(output_spec(task, mean_shape=mean_shape))
+
+    text = kotlin({"name": "x", "model": {"input_px": 64}, "outputs": [contract]})
+
+    assert contract["decode"]
+    assert f"val {camel(task)}: " in text
+    assert f'raw("{task}")' in text
+
+
+def test_bundle_answers_its_own_golden_faces(bundle_folder: Path) -> None:
+    found = verify(bundle_folder)
+
+    assert len(found) == 4
+    assert all(file.passed and file.bit_identical for file in found)
+
+
+def test_builtin_kernels_answer_the_golden_faces_within_their_rounding(bundle_folder: Path) -> None:
+    found = {file.precision: file for file in verify(bundle_folder, runtime="tflite-builtin")}
+
+    assert all(file.passed for file in found.values())
+
+
+def test_file_of_other_weights_does_not_pass_twin(copy: Path) -> None:
+    """One int8 weight changed, and the manifest made to vouch for it: only the golden faces can tell."""
+    from targets import tflite
+
+    path = copy / "edge_s.w8a8.tflite"
+    model = tflite._parse(path.read_bytes())
+    subgraph = model.subgraphs[0]
+    index = next(i for i, t in enumerate(subgraph.tensors) if t.name == b"heads_landmarks5/weight")
+    buffer = model.buffers[subgraph.tensors[index].buffer]
+    data = np.array(buffer.data, np.uint8)
+    data[:8] = 100
+    buffer.data = data
+    path.write_bytes(tflite._pack(model))
+    manifest = read_bundle(copy)
+    manifest["files"][path.name]["sha256"] = sha256_file(path)
+    (copy / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+    found = {file.precision: file for file in verify(copy)}
+
+    assert not found["w8a8"].passed
+    assert found["fp32"].passed
+
+
+def test_altered_golden_faces_are_refused(copy: Path) -> None:
+    content = bytearray((copy / "golden.npz").read_bytes())
+    content[-1] ^= 1
+    (copy / "golden.npz").write_bytes(content)
+
+    with pytest.raises(ModelError, match=r"golden\.npz"):
+        verify(copy)
+
+
+def test_golden_faces_are_synthetic_faces_and_vary(bundle_folder: Path) -> None:
+    golden = read_golden(bundle_folder)
+
+    assert golden["images"].shape == (24, 32, 32, 3)
+    assert golden["images"].dtype == np.uint8
+    spec = ModelSpec(name="edge_s", input_px=32, outputs=OUTPUTS)
+    assert np.array_equal(golden["images"][:3], golden_faces(spec, count=3))
+    # Faces, not noise: neighbouring pixels of a picture differ far less than pixels of different pictures.
+    images = golden["images"].astype(np.float64)
+    assert np.abs(np.diff(images, axis=1)).mean() < np.abs(np.diff(images, axis=0)).mean() / 2
+    assert golden["w8a8/landmarks5"].dtype == np.int8
+    assert golden["fp32/landmarks5"].shape == (24, 5, 2)
+
+
+@pytest.mark.parametrize("missing", ["manifest.json", "golden.npz", "edge_s.fp16.tflite"])
+def test_incomplete_bundle_is_refused(missing: str, copy: Path) -> None:
+    (copy / missing).unlink()
+
+    with pytest.raises(ModelError):
+        verify(copy)
+
+
+def _balanced(text: str) -> bool:
+    bare = re.sub(r'"(?:\\.|[^"\\])*"|//[^\n]*|/\*.*?\*/', "", text, flags=re.DOTALL)
+    return all(bare.count(first) == bare.count(second) for first, second in ("()", "[]", "{}"))
+
+
+def test_kotlin_is_whole_and_reads_every_output(bundle_folder: Path) -> None:
+    text = (bundle_folder / "EdgeFace.kt").read_text(encoding="utf-8")
+
+    assert _balanced(text)
+    assert "@" not in text
+    assert "const val INPUT_PX = 32" in text
+    assert 'listOf("male", "female")' in text
+    for output in read_bundle(bundle_folder)["outputs"]:
+        assert f'raw("{output["name"]}")' in text
+
+
+def test_kotlin_cut_short_is_noticed_twin(bundle_folder: Path) -> None:
+    assert not _balanced((bundle_folder / "EdgeFace.kt").read_text(encoding="utf-8")[:-4])
+
+
+def test_model_card_says_what_answers_about_people_do_not_mean() -> None:
+    judged = ("gender", "age", "beauty", "beauty_score", "expression", "identity", "attributes")
+    manifest = _manifest([output_contract(output_spec(task)) for task in judged], research_only=True)
+
+    text = model_card(manifest)
+
+    assert all(f"- **{task}**: " in text.split("## What the answers mean")[1] for task in judged)
+    assert "do not ship" in text
+
+
+def test_model_card_takes_its_figures_from_the_scorecard(copy: Path) -> None:
+    card = {
+        "rows": [
+            {
+                "model": "edge_s.w8a8.tflite",
+                "runtime": "tflite-xnnpack",
+                "precision": "w8a8",
+                "outcome": "PASS",
+                "reason": "",
+                "tasks": {"landmarks5": {"metric": "nme_percent", "value": 6.543}},
+            }
+        ]
+    }
+    before = (copy / "MODEL_CARD.md").read_text(encoding="utf-8")
+    (copy / "scorecard.json").write_text(json.dumps(card), encoding="utf-8")
+
+    write_model_card(copy)
+
+    assert "Not measured yet" in before
+    assert "6.543 nme_percent" in (copy / "MODEL_CARD.md").read_text(encoding="utf-8")
+
+
+def _manifest(outputs: list[Mapping[str, Any]], *, research_only: bool) -> dict[str, Any]:
+    return {
+        "name": "x",
+        "target": "android",
+        "model": {"input_px": 64},
+        "outputs": outputs,
+        "files": {},
+        "licences": [],
+        "research_only": research_only,
+        "versions": {},
+        "checkpoints": {},
+    }
+
+
+def test_every_kind_of_output_is_decoded() -> None:
+    from targets.bundle import _DECODE
+    from targets.kotlin import _DECODED
+
+    assert set(_DECODE) == set(Kind)
+    assert set(_DECODED) == {kind.value for kind in Kind}
