@@ -6,8 +6,8 @@ no person. Pictures span 1.5 nominal crops; the crop is their middle, as if a de
 with the scatter of real crops: its side is 2.26 times the mean extent of the five points, as for MTFL.
 
 What the labels are. Landmarks are points of one 3-D template, projected, hidden ones included. Pose is the drawn yaw,
-cut at 15° and 45°. `occlusion` says that a drawn hand, mask, strand or thing covers one of the five points; glasses, hair
-that frames the face and the head's own turning do not count. `mouth_open` is a gap between the jaws, `eyes_open`
+cut at 15° and 45°. `occlusion` says that a drawn hand, mask, strand or thing covers one of the five points; glasses,
+hair that frames the face and the head's own turning do not count. `mouth_open` is a gap between the jaws, `eyes_open`
 the height of the lids; neither is drawn near its threshold. The rest are functions of the numbers a face is drawn from,
 and claims about nobody:
 

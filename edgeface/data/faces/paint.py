@@ -88,7 +88,7 @@ def _beard() -> NDArray[np.float32]:
 
 @cache
 def _shades() -> tuple[tuple[str, ...], NDArray[np.float32]]:
-    """Dark marks that every face mixes in its own amounts: their names, and (marks, _MARKED rows * COLUMNS) in [0, 1]."""
+    """Dark marks that every face mixes in its own amounts: names, and (marks, _MARKED rows * COLUMNS) in [0, 1]."""
     forehead = [
         [(0.0, -0.58), (0.35, -0.60), (0.62, -0.55)],
         [(0.0, -0.74), (0.35, -0.77), (0.65, -0.72)],
