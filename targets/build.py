@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from distill.stages import load_network
 from edgeface.checkpoint import Checkpoint, load_checkpoint
+from edgeface.config import to_plain
 from edgeface.errors import BudgetError, MissingToolError, ModelError, OutputError, UnsupportedError
 from edgeface.files import write_folder
 from edgeface.precision import PRECISIONS, check
@@ -110,6 +111,7 @@ def build(
             tflite.write_w8a8(quantized, files["w8a8"])
             clock.lap("write w8a8")
         for precision, path in files.items():
+            tflite.annotate(path, {"schema": 1, "model": to_plain(spec), "precision": precision})
             _check_file(path, precision, sources, images)
         clock.lap("check against the student")
         bundle.write_bundle(

@@ -95,7 +95,7 @@ def _measured(scorecard: Mapping[str, Any] | None) -> list[str]:
         f"|---|---|{'---:|' * len(tasks)}",
     ]
     for row in scorecard["rows"]:
-        if row["outcome"] == "NOT_RUN":
+        if not row["tasks"]:
             lines.append(f"| {row['model']} | NOT_RUN: {row['reason']} |{' |' * len(tasks)}")
             continue
         cells = [_cell(row["tasks"][task]) if task in row["tasks"] else "" for task in tasks]

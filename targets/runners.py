@@ -132,9 +132,13 @@ def open_model(
     if found.checkpoint is not None:
         return _open_checkpoint(found.checkpoint, precision=precision, threads=threads, size_bytes=found.size_bytes)
     assert found.file is not None
-    if found.spec is None:
+    spec, own = found.spec, found.precision
+    if spec is None:
         _probe(found.file)
-    return TfliteRunner(found.file, spec=found.spec, runtime=chosen, precision=found.precision, threads=threads)
+        spec, own = _noted(found.file)
+        if precision is not None and own and precision != own:
+            raise UsageError(f"{precision!r}", expected=repr(own), where=f"--precision for {path}")
+    return TfliteRunner(found.file, spec=spec, runtime=chosen, precision=own, threads=threads)
 
 
 def locate(path: Path, *, precision: str | None = None) -> Located:
@@ -273,6 +277,17 @@ def _beside_manifest(path: Path, *, precision: str | None) -> Located:
     return found
 
 
+def _noted(path: Path) -> tuple[ModelSpec | None, str]:
+    """Spec and precision that a file of ours carries in its metadata."""
+    from targets.tflite import read_note
+
+    note = read_note(path.read_bytes())
+    try:
+        return from_plain(ModelSpec, note["model"], where=str(path)), str(note["precision"])
+    except (ConfigError, KeyError, TypeError):  # a file of someone else
+        return None, ""
+
+
 def _probe(path: Path) -> None:
     """Load and run a file in a process of its own, which a broken one may take down.
 
@@ -401,7 +416,7 @@ class TfliteRunner:
 
     Args:
         path: The file.
-        spec: Its input and outputs; None reads what the file itself tells: outputs named after a task, of its size.
+        spec: Its input and outputs; None takes the outputs that are named after a task and have its size.
         runtime: "tflite-xnnpack" (the default delegate) or "tflite-builtin" (TFLite's own kernels).
         precision: What its manifest calls it; "" reads it off the tensor types.
         threads: CPU threads.
@@ -415,7 +430,6 @@ class TfliteRunner:
         self._input = self._interpreter.get_input_details()[0]
         self._outputs = _named_outputs(self._interpreter)
         self.spec = spec or _minimal_spec(path, self._input, self._outputs)
-        self._vouched = spec is not None
         self.precision = precision or _observed_precision(self._interpreter, self._outputs)
         missing = [output.name for output in self.spec.outputs if output.name not in self._outputs]
         if missing:

@@ -14,6 +14,7 @@ or a scale had to grow, so scales, zero points, weights and biases are then set 
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +34,7 @@ from targets.program import Entry, Program, channels_last_weight, lossless_grid
 from targets.silence import silenced
 
 IDENTIFIER = b"TFL3"
-SIGNATURE = "serving_default"
+NOTE = b"edgeface"  # name of the metadata entry
 
 _LAYERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 # What the converter and the quantizer may leave between a node's tensors; none of them changes a value.
@@ -180,6 +181,31 @@ def check_w8a8(content: bytes, quantized: Quantized) -> None:
         shape = tuple(int(side) for side in subgraph.tensors[index].shape)
         if shape != (1, *graph.output_shape(output)):
             raise _differs(output, f"shape {shape}", f"{(1, *graph.output_shape(output))}")
+
+
+def annotate(path: Path, note: Mapping[str, object]) -> None:
+    """Store a JSON object in a file's metadata, so that the file by itself says what it is."""
+    schema = _schema()
+    model = _parse(path.read_bytes())
+    buffer, entry = schema.BufferT(), schema.MetadataT()
+    buffer.data = np.frombuffer(json.dumps(note, sort_keys=True).encode(), np.uint8)
+    entry.name, entry.buffer = NOTE, len(model.buffers)
+    model.buffers.append(buffer)
+    model.metadata = [*(kept for kept in model.metadata or [] if _text(kept.name) != NOTE.decode()), entry]
+    write_bytes(path, _pack(model))
+
+
+def read_note(content: bytes) -> dict[str, Any]:
+    """What `annotate` stored in a file that LiteRT can load; empty when it is none of ours."""
+    model = _parse(content)
+    for entry in model.metadata or []:
+        if _text(entry.name) == NOTE.decode():
+            try:
+                note = json.loads(np.asarray(model.buffers[entry.buffer].data, np.uint8).tobytes())
+            except ValueError:
+                return {}
+            return note if isinstance(note, dict) else {}
+    return {}
 
 
 def operations(content: bytes) -> list[str]:

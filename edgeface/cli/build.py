@@ -180,8 +180,9 @@ def _rendered(bundle: _Built) -> list[RenderableType]:
     from edgeface.cli.console import table
     from edgeface.report.scorecard import render
 
-    files = bundle.manifest["files"]
-    rows = [[name, entry["precision"], f"{entry['size_bytes']:,}"] for name, entry in files.items()]
+    order = PRECISIONS[bundle.manifest["target"]]
+    files = sorted(bundle.manifest["files"].items(), key=lambda file: order.index(file[1]["precision"]))
+    rows = [[name, entry["precision"], f"{entry['size_bytes']:,}"] for name, entry in files]
     title = f"{bundle.folder}: every file agrees with its student on {bundle.manifest['golden']['faces']} golden faces"
     parts: list[RenderableType] = [table(["file", "precision", "bytes"], rows, title=title)]
     return parts + [render(card) for card in bundle.cards]

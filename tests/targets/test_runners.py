@@ -62,8 +62,23 @@ def test_file_by_itself_still_answers_what_it_names(precision: str, bundle_folde
     assert runner.precision == precision
     expected = open_model(bundle_folder, precision=precision).run(PICTURES)
     found = runner.run(PICTURES)
-    assert {"gender", "smile"} <= found.keys()
-    assert all(np.array_equal(found[name], expected[name]) for name in found)
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    assert runner.spec.output("landmarks5").mean_shape[0] == (0.3, 0.4)
+
+
+def test_file_of_someone_else_answers_what_its_outputs_are_named_after(bundle_folder: Path, tmp_path: Path) -> None:
+    """Without our note: classes are known by name, landmarks are not, for want of the mean shape."""
+    from targets import tflite
+
+    model = tflite._parse((bundle_folder / "edge_s.w8a8.tflite").read_bytes())
+    model.metadata = []
+    (tmp_path / "foreign.tflite").write_bytes(tflite._pack(model))
+
+    runner = open_model(tmp_path / "foreign.tflite")
+
+    assert runner.precision == "w8a8"
+    assert [output.name for output in runner.spec.outputs] == ["gender", "smile"]
+    assert np.array_equal(runner.run(PICTURES)["smile"], open_model(bundle_folder).run(PICTURES)["smile"])
 
 
 def test_one_picture_answers_as_in_a_batch(bundle_folder: Path) -> None:
