@@ -12,7 +12,9 @@ from edgeface.specs import RUNTIMES
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from edgeface.data.pack import Pack
     from edgeface.evaluate import Evaluation, Runner
+    from edgeface.specs import ModelSpec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,32 +48,40 @@ def run(arguments: argparse.Namespace) -> Result:
     }
     if arguments.teacher:
         opened[arguments.teacher] = open_model(Path(arguments.teacher), threads=arguments.threads)
-    results = {
-        name: _score(name, runner, source=arguments.data, strict=arguments.strict) for name, runner in opened.items()
-    }
+    packs: dict[int, Pack] = {}
+    for runner in opened.values():
+        if runner.spec.input_px not in packs:
+            packs[runner.spec.input_px] = _pack(arguments.data, runner.spec, strict=arguments.strict)
+    results = {name: _score(name, runner, packs[runner.spec.input_px]) for name, runner in opened.items()}
     result = results[arguments.model]
     if arguments.teacher:
         result = replace(result, agreement=teacher_agreement(result, results[arguments.teacher]))
     return Result(payload=result.as_json(), text=render(result, teacher=arguments.teacher or ""))
 
 
-def _score(name: str, runner: Runner, *, source: str, strict: bool) -> Evaluation:
+def _pack(source: str, spec: ModelSpec, *, strict: bool) -> Pack:
     from edgeface.cli.console import progress
     from edgeface.data.sources import data_root
-    from edgeface.evaluate import evaluate, evaluation_pack
+    from edgeface.evaluate import evaluation_pack
 
     with progress() as bar:
-        packing = bar.add_task(f"pack {source}", total=None, note="")
-        pack = evaluation_pack(
+        task = bar.add_task(f"pack {source}", total=None, note="")
+        return evaluation_pack(
             source,
-            runner.spec,
+            spec,
             root=data_root(),
             strict=strict,
-            progress=lambda done, total: bar.update(packing, completed=done, total=total),
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-        bar.update(packing, completed=len(pack.keys), total=len(pack.keys))
-        scoring = bar.add_task(name, total=len(pack.keys), note="")
-        return evaluate(runner, pack, model=name, progress=lambda done: bar.update(scoring, completed=done))
+
+
+def _score(name: str, runner: Runner, pack: Pack) -> Evaluation:
+    from edgeface.cli.console import progress
+    from edgeface.evaluate import evaluate
+
+    with progress() as bar:
+        task = bar.add_task(name, total=len(pack), note="")
+        return evaluate(runner, pack, model=name, progress=lambda done: bar.update(task, completed=done))
 
 
 def render(result: Evaluation, *, teacher: str = "") -> RenderableType:

@@ -143,6 +143,14 @@ def score(
     from edgeface.cli.console import progress
     from edgeface.report.scorecard import measure
 
+    packs: dict[int, Pack] = {}
+
+    def crops(runner: Runner) -> Pack:
+        px = runner.spec.input_px
+        if px not in packs:  # reading a source again costs more than scoring a student on it
+            packs[px] = _crops(runner, source, root=root)
+        return packs[px]
+
     with progress() as bar:
         tasks = {}
 
@@ -151,7 +159,7 @@ def score(
                 tasks[name] = bar.add_task(f"{name} on {source}", total=total, note="")
             bar.update(tasks[name], completed=done)
 
-        return measure(entries, lambda runner: _crops(runner, source, root=root), budget=budget, progress=told)
+        return measure(entries, crops, budget=budget, progress=told)
 
 
 def bundles_of(run: Path, *, out: Path = _BUNDLES) -> list[Path]:

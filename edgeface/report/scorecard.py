@@ -527,7 +527,7 @@ class Line:
 
 def lines(card: Scorecard) -> dict[str, list[Line]]:
     """What the terminal's table and the report print, task by task."""
-    names = list(dict.fromkeys(task for row in card.rows for task in row.tasks))
+    names = [name for name in TASKS if any(name in row.tasks for row in card.rows)]
     printed: dict[str, list[Line]] = {}
     plain: tuple[bool | None, ...] = (None,) * len(card.rows)
     for name in names:
@@ -538,7 +538,7 @@ def lines(card: Scorecard) -> dict[str, list[Line]]:
         if some.failure_percent is not None:
             failures = tuple("-" if cell is None else shown("failure_percent", cell.failure_percent) for cell in cells)
             rows.append(Line(title=title("failure_percent"), texts=failures, verdicts=plain))
-        for key, words in (("delta_teacher", "Δ teacher"), ("delta_student", "Δ fp32 student")):
+        for key, words in (("delta_teacher", "Δ teacher"), ("delta_student", "Δ student")):
             deltas = [None if cell is None else getattr(cell, key) for cell in cells]
             judged = tuple(None if cell is None or key == "delta_teacher" else cell.within_budget for cell in cells)
             budget = next((cell.budget for cell in cells if cell and cell.budget is not None), None)
@@ -573,12 +573,19 @@ def render(card: Scorecard) -> RenderableType:
     from rich.text import Text
 
     title_text = f"Scorecard on {card.source}, {card.samples} faces"
-    table = Table(title=title_text, title_justify="left", box=box.HORIZONTALS, pad_edge=False)
+    table = Table(
+        title=title_text,
+        title_justify="left",
+        box=box.HORIZONTALS,
+        pad_edge=False,
+        padding=(0, 1),
+        collapse_padding=True,
+    )
     table.add_column("task", no_wrap=True)
     for row in card.rows:
         name, how = heading(row)
         broken = re.sub(r"\.|(?= )", ".\n" if "." in name else "\n", name, count=1).replace("\n ", "\n")
-        words = Text.assemble((broken, "bold"), *((f"\n{text}", "dim") for text in how))
+        words = Text.assemble((broken, "bold"), *((f"\n{text.replace('-', '-' + chr(10))}", "dim") for text in how))
         table.add_column(words, justify="right", overflow="fold")
     for name, printed in lines(card).items():
         for index, line in enumerate(printed):

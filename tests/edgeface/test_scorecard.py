@@ -253,7 +253,7 @@ def test_table_shows_every_task_and_colours_the_broken_one(monkeypatch: pytest.M
     console.print(render(made))
     styled = console.export_text(styles=True, clear=False)
     plain = console.export_text()
-    for text in ("landmarks5", "failures, %", "Δ fp32 student, points", "file1: not here", "FAIL", "NOT_RUN", "88.75"):
+    for text in ("landmarks5", "failures, %", "Δ student, points", "file1: not here", "FAIL", "NOT_RUN", "88.75"):
         assert text in plain
     assert re.search(r"\x1b\[1;31m *-1\.25 ✗", styled)
     assert not re.search(r"\x1b\[1;31m *-0\.50", styled)
@@ -267,7 +267,7 @@ def test_lines_have_a_text_per_row() -> None:
         for line in task:
             assert len(line.texts) == len(line.verdicts) == len(made.rows)
     deltas = next(line for line in printed["gender"] if "student" in line.title)
-    assert deltas.title == "Δ fp32 student, points (budget 1)"
+    assert deltas.title == "Δ student, points (budget 1)"
     assert deltas.texts == ("-", "-", "-0.50", "-1.25 ✗", "-")
     assert deltas.verdicts == (None, None, None, False, None)
 
