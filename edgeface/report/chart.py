@@ -57,7 +57,8 @@ def line_chart(
     xs = [x for _, points in drawn for x, _ in points]
     ys = [y for _, points in drawn for _, y in points]
     x_low, x_high = _span(min(xs), max(xs))
-    x_ticks = ticks(x_low, x_high)
+    x_low = 0.0 if 0.0 < x_low < 0.2 * x_high else x_low
+    x_ticks = [tick for tick in ticks(x_low, x_high) if x_low <= tick <= x_high]
     y_ticks = ticks(*(y_range or _span(min(ys), max(ys))))
     y_low, y_high = y_range or (min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys)))
 

@@ -282,7 +282,9 @@ def _training(curves: Mapping[str, str]) -> list[dict[str, Any]]:
         for column, line in _read_curve(stage, text).items():
             lines_of.setdefault(column, []).append(line)
     charts = []
-    for column, series in lines_of.items():
+    order = {name: place for place, name in enumerate(TASKS)}
+    for column in sorted(lines_of, key=lambda column: order.get(column.partition(".")[0], -1)):
+        series = lines_of[column]
         task, _, metric = column.partition(".")
         words = title(metric) if metric else task
         svg = line_chart(series, title=f"{task}: {words}", x_title="epoch", y_title=words)
