@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -115,7 +115,7 @@ def bench(
 
 
 def _interleaved(
-    calls: Sequence[object], *, rounds: int, runs: int
+    calls: Sequence[Callable[[], None]], *, rounds: int, runs: int
 ) -> np.ndarray[tuple[int, int, int], np.dtype[np.float64]]:
     """(models, rounds, runs) milliseconds; each round begins with another model."""
     times = np.empty((len(calls), rounds, runs))
@@ -123,7 +123,6 @@ def _interleaved(
         for place in range(len(calls)):
             index = (turn + place) % len(calls)
             call = calls[index]
-            assert callable(call)
             call()  # brings this model's weights back into the caches its neighbour used
             for run in range(runs):
                 begin = time.perf_counter_ns()

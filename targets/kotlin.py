@@ -147,7 +147,7 @@ class EdgeFace(model: ByteBuffer, threads: Int = 1) : Closeable {
     }
 
     private fun softmax(logits: FloatArray): FloatArray {
-        val largest = logits.max()
+        val largest = logits.maxOf { it }
         val powers = FloatArray(logits.size) { exp((logits[it] - largest).toDouble()).toFloat() }
         val sum = powers.sum()
         return FloatArray(logits.size) { powers[it] / sum }

@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> Result:
 
     checkpoint = newest_run() if arguments.checkpoint is None else arguments.checkpoint
     if arguments.release:
-        _refuse_research_only(checkpoint)
+        _refuse_research_only(checkpoint, precisions=arguments.precision or PRECISIONS["android"])
     targets = TARGETS if arguments.target == "all" else (arguments.target,)
     built: list[_Built] = []
     missing: dict[str, str] = {}
@@ -131,10 +131,10 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _refuse_research_only(checkpoint: Path) -> None:
+def _refuse_research_only(checkpoint: Path, *, precisions: Sequence[str]) -> None:
     from targets.build import find_sources
 
-    source = find_sources(checkpoint, ["w8a8"]).named
+    source = find_sources(checkpoint, precisions).named
     made = source.manifest["provenance"]
     if made["research_only"]:
         raise UnsupportedError(

@@ -102,6 +102,21 @@ def test_file_that_disagrees_with_its_student_is_not_shipped_twin(
     assert not any(tmp_path.iterdir())
 
 
+def test_release_of_weights_for_research_only_is_refused(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(run_folder, tmp_path / "run"))
+    manifest = json.loads((run / "qat" / "manifest.json").read_text(encoding="utf-8"))
+    manifest["provenance"]["research_only"] = True
+    (run / "qat" / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+    arguments = ["build", str(run), "--target", "android", "--release", "--out", str(tmp_path / "out")]
+    code, answer = spoken(arguments, capsys)
+
+    assert (code, "research only" in str(answer["error"])) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_w8a8_alone_needs_no_float_student(run_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(run_folder / "qat", tmp_path / "qat")
 
