@@ -230,7 +230,7 @@ def seen_at(
     light = scene._lit(shot, turned)
     even = np.zeros_like(light.shading)
     even[..., 0] = 1.0
-    dot = canvas.disc((paint.ROWS, paint.COLUMNS), at, 2.5).astype(np.float32)
+    dot = canvas.discs((paint.ROWS, paint.COLUMNS), at[None], 2.5).astype(np.float32)
     sheet = paint.Sheet(skin=np.stack([dot] * 3), hair=np.zeros((paint.ROWS, paint.COLUMNS, 2), np.float32))
     picture = np.zeros((3, px, px), np.float32)
     scene._raster(picture, person, shot, camera.flat(turned), dataclasses.replace(light, shading=even), sheet)

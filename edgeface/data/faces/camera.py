@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -87,10 +87,16 @@ class Camera:
         return np.asarray(self.flat(self.turned(points)), dtype=np.float64)
 
 
+@lru_cache(maxsize=4)
+def _resting(person: Person) -> Vertices:
+    """A person's head with a face at rest; the shots of one person often follow each other."""
+    return head.BASE + head.displaced(person.modes[: head.FIRST_ACTION], first=0)
+
+
 def place(person: Person, shot: Shot, px: int) -> tuple[Vertices, Camera, NDArray[np.float64], NDArray[np.float64]]:
     """The deformed head, the camera that centres it, and the feature points: canonical and in the picture."""
     canonical = features(shot.features)
-    surface = head.surface(person.modes + shot.modes)
+    surface = _resting(person) + head.displaced(shot.modes[head.FIRST_ACTION :], first=head.FIRST_ACTION)
     camera = Camera(shot, px)
     solid = sample(surface, to_grid(canonical))
     five = camera.project(solid[ORDERS[5]])

@@ -28,13 +28,18 @@ def _fixed(points: Points, largest: int) -> NDArray[np.int32]:
     return np.rint(kept, out=kept).astype(np.int32).reshape(-1, 1, 2)
 
 
-def polygon(shape: tuple[int, int], points: Points) -> Mask:
-    """A filled polygon."""
+def polygons(shape: tuple[int, int], outlines: Sequence[Points]) -> Mask:
+    """Filled polygons that do not meet."""
     import cv2
 
     mask = np.zeros(shape, np.uint8)
-    cv2.fillPoly(mask, [_fixed(points, max(shape))], (255,), cv2.LINE_AA, _SHIFT)
+    cv2.fillPoly(mask, [_fixed(outline, max(shape)) for outline in outlines], (255,), cv2.LINE_AA, _SHIFT)
     return mask
+
+
+def polygon(shape: tuple[int, int], outline: Points) -> Mask:
+    """A filled polygon."""
+    return polygons(shape, [outline])
 
 
 def stroke(shape: tuple[int, int], lines: Sequence[Points], *, thick: int, closed: bool = False) -> Mask:
@@ -59,28 +64,29 @@ def ellipses(
     return mask
 
 
-def disc(shape: tuple[int, int], centre: Points, radius: float) -> Mask:
-    """A filled circle."""
+def discs(shape: tuple[int, int], centres: Points, radius: float) -> Mask:
+    """Filled circles around (P, 2) centres."""
     import cv2
 
     mask = np.zeros(shape, np.uint8)
-    x, y = np.rint(centre * _FIXED).astype(int).tolist()
-    cv2.circle(mask, (x, y), round(radius * _FIXED), (255,), -1, cv2.LINE_AA, _SHIFT)
+    for x, y in np.rint(centres * _FIXED).astype(int).tolist():
+        cv2.circle(mask, (x, y), round(radius * _FIXED), (255,), -1, cv2.LINE_AA, _SHIFT)
     return mask
 
 
-def rings(ground: Picture, centre: Points, discs: Sequence[tuple[float, RGB]]) -> Picture:
-    """A picture with filled circles on it, each over the ones before.
+def rings(ground: Picture, centres: Points, circles: Sequence[tuple[float, RGB]]) -> Picture:
+    """A picture with the same filled circles around each centre, each circle over the ones before.
 
     Args:
-        discs: Radius and colour of each.
+        centres: (P, 2).
+        circles: Radius and colour of each.
     """
     import cv2
 
     drawn = np.ascontiguousarray(ground.transpose(1, 2, 0).astype(np.uint8))  # cv2 smooths edges in uint8 alone
-    x, y = np.rint(centre * _FIXED).astype(int).tolist()
-    for radius, colour in discs:
-        cv2.circle(drawn, (x, y), round(radius * _FIXED), colour, -1, cv2.LINE_AA, _SHIFT)
+    for x, y in np.rint(centres * _FIXED).astype(int).tolist():
+        for radius, colour in circles:
+            cv2.circle(drawn, (x, y), round(radius * _FIXED), colour, -1, cv2.LINE_AA, _SHIFT)
     return drawn.transpose(2, 0, 1).astype(np.float32)
 
 

@@ -59,7 +59,7 @@ _IRIS: Final = np.array(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)  # by identity, so that what is made of a person can be kept
 class Person:
     """What stays from shot to shot. Lengths are in eye distances, colours are RGB 0 to 255.
 
@@ -71,6 +71,7 @@ class Person:
         hairline: Height of the hair's edge above the brow at the middle of the forehead.
         hair_length: 0 shaved, 0.3 short, 1 to the shoulders.
         texture: Which of the eight sheets of skin grain and strands.
+        flush: How much blood shows in cheeks and nose.
         marks: (50, 2) canonical places of acne and spots, shown or not.
     """
 
@@ -102,6 +103,7 @@ class Person:
     eyelid: float
     glasses: int
     texture: int
+    flush: float
     marks: NDArray[np.float64]
 
 
@@ -264,6 +266,7 @@ def draw_person(seed: int, person: int) -> Person:
         eyelid=_between(u[36], 0.78, 1.04),
         glasses=glasses,
         texture=int(u[37] * 8),
+        flush=_between(u[38], 0.05, 0.15),
         marks=np.stack([marks_x, marks_y], -1),
     )
 

@@ -248,13 +248,16 @@ HOLLOW: Final = np.clip(
 ).astype(np.float32)
 
 
-def surface(amounts: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The head for the given mode amounts.
+FIRST_ACTION: Final = MODE_INDEX["smile"]  # modes from here on are what a face does, those before who it is
+
+
+def displaced(amounts: NDArray[np.float32], *, first: int) -> NDArray[np.float32]:
+    """How far vertices move for the amounts of some neighbouring modes.
 
     Args:
-        amounts: (M,) in the order of `MODE_NAMES`.
+        amounts: (n,) of the modes from `first` on, in the order of `MODE_NAMES`.
 
     Returns:
-        (ACROSS, DOWN, 3) vertices.
+        (ACROSS, DOWN, 3), to be added to `BASE`.
     """
-    return BASE + (amounts @ MODES).reshape(ACROSS, DOWN, 3)
+    return np.asarray((amounts @ MODES[first : first + len(amounts)]).reshape(ACROSS, DOWN, 3))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Final
 
 import numpy as np
@@ -214,33 +214,28 @@ class _Patch:
         self.shape = (int(high[1] - low[1]), int(high[0] - low[0]))
         self.part = sheet[:, low[1] : high[1], low[0] : high[0]]
 
-    def fill(self, points: Points) -> Mask:
-        return canvas.polygon(self.shape, points - self.origin)
+    def fill(self, *outlines: Points) -> Mask:
+        return canvas.polygons(self.shape, [outline - self.origin for outline in outlines])
 
-    def line(self, points: Points, *, thick: int) -> Mask:
-        return canvas.stroke(self.shape, [points - self.origin], thick=thick)
+    def line(self, *lines: Points, thick: int) -> Mask:
+        return canvas.stroke(self.shape, [line - self.origin for line in lines], thick=thick)
 
-    def disc(self, centre: Points, radius: float) -> Mask:
-        return canvas.disc(self.shape, centre - self.origin, radius)
+    def discs(self, centres: Points, radius: float) -> Mask:
+        return canvas.discs(self.shape, centres - self.origin, radius)
 
 
-def paint(person: Person, shot: Shot, points: Points) -> Sheet:
-    """Paints one face.
-
-    Args:
-        points: (P, 2) texel positions of all feature points.
-    """
-    d = shot.draws
+@lru_cache(maxsize=4)
+def _resting(person: Person) -> Sheet:
+    """What a person's shots share, which often follow each other: skin without features, and scalp hair."""
     wrinkles = person.wrinkles
-    smile, lift, lower, wrinkle = (float(shot.modes[MODE_INDEX[name]]) for name in _ACTIONS)
     amounts = {
-        "socket": 0.10 + 0.08 * d[0],
-        "circles": 0.34 + 0.14 * d[1] if person.dark_circles else 0.03,
-        "nasolabial": 0.06 + 0.24 * wrinkles + 0.22 * smile + 0.15 * wrinkle,
-        "forehead": 0.34 * max(wrinkles - 0.1, 0.0) + 0.16 * lift * (0.3 + wrinkles),
-        "crow": 0.30 * max(wrinkles - 0.1, 0.0) + 0.16 * smile * (0.2 + wrinkles),
-        "glabella": 0.18 * wrinkles + 0.40 * lower,
-        "under_eye": 0.05 + 0.26 * wrinkles + 0.10 * smile,
+        "socket": 0.14,
+        "circles": 0.41 if person.dark_circles else 0.03,
+        "nasolabial": 0.06 + 0.24 * wrinkles,
+        "forehead": 0.34 * max(wrinkles - 0.1, 0.0),
+        "crow": 0.30 * max(wrinkles - 0.1, 0.0),
+        "glabella": 0.18 * wrinkles,
+        "under_eye": 0.05 + 0.26 * wrinkles,
         "jowl": 0.26 * max(wrinkles - 0.25, 0.0),
         "ear": 0.35,
     }
@@ -251,31 +246,49 @@ def paint(person: Person, shot: Shot, points: Points) -> Sheet:
     grain = _grain()[person.texture]
     tone *= np.float32(1.0) + np.float32(0.014 + 0.022 * wrinkles + 0.012 * person.acne) * grain
     skin = np.array(person.skin, np.float32)
-    blood = 0.05 + 0.10 * d[2]
-    pale = np.float32(blood * float(skin.mean()) / 255.0 + 0.12 * person.make_up)
+    pale = np.float32(person.flush * float(skin.mean()) / 255.0 + 0.12 * person.make_up)
     sheet = np.empty((3, *_SHEET), np.float32)
     np.multiply(tone, skin[0], out=sheet[0])
     tone *= np.float32(1.0) - pale * _flush()
     np.multiply(tone, skin[1], out=sheet[1])
     np.multiply(tone, skin[2], out=sheet[2])
-
     if person.beard > 0.0:
-        lower_half = slice(ROWS // 2, ROWS)
-        cover = _beard()[lower_half]
-        dense = cover * (np.float32(1.5 * person.beard) + np.float32(0.12) * grain[lower_half])
+        grown = slice(102, 188)  # from the sideburns to the throat
+        dense = _beard()[grown] * (np.float32(1.5 * person.beard) + np.float32(0.12) * grain[grown])
         np.clip(dense, 0.0, 0.92, out=dense)
-        part = sheet[:, lower_half]
-        part += dense * (np.array(person.hair, np.float32)[:, None, None] * np.float32(0.85) - part)
-
+        for plane, shade in zip(sheet[:, grown], np.array(person.hair, np.float32) * np.float32(0.85), strict=True):
+            plane += dense * (shade - plane)
     _marks(sheet, person)
+    return Sheet(skin=sheet, hair=_hair(person))
+
+
+def paint(person: Person, shot: Shot, points: Points) -> Sheet:
+    """Paints one face.
+
+    Args:
+        points: (P, 2) texel positions of all feature points.
+    """
+    resting = _resting(person)
+    sheet = resting.skin.copy()
+    smile, lift, lower, wrinkle = (float(shot.modes[MODE_INDEX[name]]) for name in _ACTIONS)
+    if smile or lift or lower or wrinkle:
+        folds = {
+            "nasolabial": 0.22 * smile + 0.15 * wrinkle,
+            "forehead": 0.16 * lift * (0.3 + person.wrinkles),
+            "crow": 0.16 * smile * (0.2 + person.wrinkles),
+            "glabella": 0.40 * lower,
+            "under_eye": 0.10 * smile,
+        }
+        names, maps = _shades()
+        weights = np.array([folds.get(name, 0.0) for name in names], dtype=np.float32)
+        sheet[:, _MARKED] *= np.float32(1.0) - (weights @ maps).reshape(-1, COLUMNS)
     _lips(sheet, person, shot, points)
-    for side in ("left", "right"):
-        _eye(sheet, person, shot, points, side=side)
-        _brow(sheet, person, points, side=side)
+    _eyes(sheet, person, shot, points)
+    _brows(sheet, person, points)
     nostrils = _Patch(sheet, points[SPANS["nostril"]], around=6)
     holes = canvas.ellipses(nostrils.shape, points[SPANS["nostril"]] - nostrils.origin, (3.5, 1.6))
-    canvas.lay(nostrils.part, canvas.blur(holes, 3, 0.8), skin * np.float32(0.2), 0.8)
-    return Sheet(skin=sheet, hair=_hair(person))
+    canvas.lay(nostrils.part, canvas.blur(holes, 3, 0.8), np.array(person.skin) * 0.2, 0.8)
+    return Sheet(skin=sheet, hair=resting.hair)
 
 
 def _marks(sheet: Picture, person: Person) -> None:
@@ -291,39 +304,45 @@ def _marks(sheet: Picture, person: Person) -> None:
             canvas.lay(sheet, canvas.blur(mask, 3, 0.8), skin * tint, 0.9)
 
 
-def _eye(sheet: Picture, person: Person, shot: Shot, points: Points, *, side: str) -> None:
-    upper, lower = points[SPANS[f"lid_upper_{side}"]], points[SPANS[f"lid_lower_{side}"]]
-    crease, pupil = points[SPANS[f"crease_{side}"]], points[SPANS[f"pupil_{side}"]][0]
-    patch = _Patch(sheet, np.concatenate([upper, lower, crease]), around=5)
-    opening = float((lower - upper)[:, 1].max())
+_SIDES: Final = ("left", "right")
+
+
+def _eyes(sheet: Picture, person: Person, shot: Shot, points: Points) -> None:
+    upper = [points[SPANS[f"lid_upper_{side}"]] for side in _SIDES]
+    lower = [points[SPANS[f"lid_lower_{side}"]] for side in _SIDES]
+    crease = [points[SPANS[f"crease_{side}"]] for side in _SIDES]
+    pupils = np.concatenate([points[SPANS[f"pupil_{side}"]] for side in _SIDES])
+    patch = _Patch(sheet, np.concatenate([*upper, *lower, *crease]), around=5)
     skin = np.array(person.skin)
     if person.make_up > 0.2:
-        lid = canvas.blur(patch.fill(np.concatenate([crease, upper[::-1]])), 5, 1.2)
-        canvas.lay(patch.part, lid, skin * (0.62, 0.5, 0.55), 0.8 * person.make_up)
-    canvas.lay(patch.part, canvas.blur(patch.line(crease, thick=1), 3, 0.8), skin * 0.55, 0.55)
+        lids = patch.fill(*(np.concatenate([top, low[::-1]]) for top, low in zip(crease, upper, strict=True)))
+        canvas.lay(patch.part, canvas.blur(lids, 5, 1.2), skin * (0.62, 0.5, 0.55), 0.8 * person.make_up)
+    canvas.lay(patch.part, canvas.blur(patch.line(*crease, thick=1), 3, 0.8), skin * 0.55, 0.55)
+    opening = float((lower[0] - upper[0])[:, 1].max())
     if opening > 1.2:
-        ball = patch.fill(np.concatenate([upper, lower[::-1]]))
-        rows = np.arange(patch.shape[0]) + (patch.origin[1] - float(upper[:, 1].min()))
+        balls = patch.fill(*(np.concatenate([top, low[::-1]]) for top, low in zip(upper, lower, strict=True)))
+        rows = np.arange(patch.shape[0]) + (patch.origin[1] - float(upper[0][:, 1].min()))
         lit = np.clip(0.72 + 0.30 * rows / opening, 0.6, 1.0)[None, :, None]
         white = np.array([226.0, 218.0, 212.0])[:, None, None] * ((0.93 + 0.07 * shot.draws[3]) * lit)
         white = np.broadcast_to(white, (3, *patch.shape)).astype(np.float32)
         red, green, blue = person.iris
-        discs = ((4.6, (red * 0.42, green * 0.42, blue * 0.42)), (3.9, person.iris), (1.9, (12.0, 10.0, 10.0)))
-        canvas.lay(patch.part, ball, canvas.rings(white, pupil - patch.origin, discs))
-        glint = pupil + np.array([1.6 if shot.light[0] > 0 else -1.6, -1.5])
-        canvas.lay(patch.part, canvas.both(patch.disc(glint, 0.9), ball), (250.0, 250.0, 250.0), 0.9)
-        canvas.lay(patch.part, patch.line(lower, thick=1), skin * (0.62, 0.48, 0.45), 0.5)
+        circles = ((4.6, (red * 0.42, green * 0.42, blue * 0.42)), (3.9, person.iris), (1.9, (12.0, 10.0, 10.0)))
+        canvas.lay(patch.part, balls, canvas.rings(white, pupils - patch.origin, circles))
+        glints = patch.discs(pupils + np.array([1.6 if shot.light[0] > 0 else -1.6, -1.5]), 0.9)
+        canvas.lay(patch.part, canvas.both(glints, balls), (250.0, 250.0, 250.0), 0.9)
+        canvas.lay(patch.part, patch.line(*lower, thick=1), skin * (0.62, 0.48, 0.45), 0.5)
     thick = 2 if person.feminine > 0.5 or person.make_up > 0.3 else 1
-    canvas.lay(patch.part, patch.line(upper, thick=thick), np.array(person.brow) * 0.4 + 6, 0.82)
+    canvas.lay(patch.part, patch.line(*upper, thick=thick), np.array(person.brow) * 0.4 + 6, 0.82)
 
 
-def _brow(sheet: Picture, person: Person, points: Points, *, side: str) -> None:
-    upper, lower = points[SPANS[f"brow_upper_{side}"]], points[SPANS[f"brow_lower_{side}"]]
-    patch = _Patch(sheet, np.concatenate([upper, lower]), around=4)
-    mask = canvas.blur(patch.fill(np.concatenate([upper, lower[::-1]])), 3, 0.9)
+def _brows(sheet: Picture, person: Person, points: Points) -> None:
+    upper = [points[SPANS[f"brow_upper_{side}"]] for side in _SIDES]
+    lower = [points[SPANS[f"brow_lower_{side}"]] for side in _SIDES]
+    patch = _Patch(sheet, np.concatenate([*upper, *lower]), around=4)
+    outlines = [np.concatenate([top, low[::-1]]) for top, low in zip(upper, lower, strict=True)]
     grain = _grain()[(person.texture + 3) % 8][: patch.shape[0], : patch.shape[1]]
-    hair = np.array(person.brow)[:, None, None] * (1.0 + 0.14 * grain)
-    canvas.lay(patch.part, mask, hair, 0.86)
+    hair = np.array(person.brow, np.float32)[:, None, None] * (np.float32(1.0) + np.float32(0.14) * grain)
+    canvas.lay(patch.part, canvas.blur(patch.fill(*outlines), 3, 0.9), hair, 0.86)
 
 
 def _lips(sheet: Picture, person: Person, shot: Shot, points: Points) -> None:
@@ -351,5 +370,5 @@ def _lips(sheet: Picture, person: Person, shot: Shot, points: Points) -> None:
             canvas.lay(patch.part, canvas.blur(tongue, 5, 1.2), (150.0, 72.0, 70.0), 0.7)
     else:
         canvas.lay(patch.part, canvas.blur(patch.line(inner_top, thick=1), 3, 0.6), lip * 0.32)
-    for corner in (top[0], top[-1]):
-        canvas.lay(patch.part, canvas.blur(patch.disc(corner, 1.2), 5, 1.0), np.array(person.skin) * 0.45, 0.7)
+    corners = canvas.blur(patch.discs(top[[0, -1]], 1.2), 5, 1.0)
+    canvas.lay(patch.part, corners, np.array(person.skin) * 0.45, 0.7)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +80,12 @@ def _with_hair(surface: Vertices, person: Person) -> Vertices:
     """The head with the thickness of its hair; the features stay where they are."""
     if person.hair_volume == 0.0 or person.hair_length == 0.0:
         return surface
+    return surface + _hair_shell(person)
+
+
+@lru_cache(maxsize=4)
+def _hair_shell(person: Person) -> Vertices:
+    """How far hair lifts each vertex outwards."""
     import cv2
 
     edge = paint.hair_edge(person, head.ANGLE[:, 0]).astype(np.float32)
@@ -88,7 +94,7 @@ def _with_hair(surface: Vertices, person: Person) -> Vertices:
     # it rises inside the hair's edge, not on the skin beside it
     thick = canvas.blur(np.asarray(cv2.erode(thick, _SQUARE)), 5, 1.4)
     thick *= np.float32(person.hair_volume)
-    return np.asarray(surface + thick[..., None] * head.OUTWARD)
+    return np.asarray(thick[..., None] * head.OUTWARD, dtype=np.float32)
 
 
 def _slopes(grid: NDArray[np.float32]) -> tuple[Vertices, Vertices]:
