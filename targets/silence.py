@@ -25,7 +25,11 @@ def silenced() -> Iterator[Callable[[], str]]:
             log.flush()
             return os.pread(log.fileno(), 1 << 20, 0).decode(errors="replace").strip()
 
-        kept = [os.dup(1), os.dup(2)]
+        try:
+            kept = [os.dup(1), os.dup(2)]
+        except OSError:  # a closed stdout or stderr: there is nobody to disturb
+            yield written
+            return
         try:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
