@@ -112,11 +112,13 @@ def render(result: Evaluation, *, teacher: str = "") -> RenderableType:
             rows.append([*row, *([agreement[0] if first and agreement else ""] if teacher else [])])
     columns = ["task", "metric", "value", "n", *([f"agreement with {teacher}"] if teacher else [])]
     how = f"{result.model}: {result.precision} on {result.runtime}, {result.samples} faces of {result.source}"
+    # Not the table's own title: rich would wrap that to the table's width.
+    heading = Text(how, "bold")
     notes = [Text(f"{task}: not scored, {why}", "dim") for task, why in result.absent.items()]
     notes += [
         Text(f"skipped {len(keys)} ({reason}): {', '.join(keys[:3])}{' …' if len(keys) > 3 else ''}", "yellow")
         for reason, keys in result.skipped.items()
     ]
     if result.research_only:
-        notes.append(Text(f"{result.licence}: research only", "dim"))
-    return Group(table(columns, rows, title=how), *notes)
+        notes.append(Text(f"terms of the faces: {result.licence}", "dim"))
+    return Group(heading, table(columns, rows), *notes)
