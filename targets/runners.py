@@ -317,9 +317,6 @@ def _probe(path: Path) -> None:
         )
 
 
-# -- torch -------------------------------------------------------------------------------------------------------------
-
-
 class CheckpointRunner(TorchRunner):
     """A checkpoint in torch, on a fixed number of threads.
 
@@ -406,9 +403,6 @@ def _open_checkpoint(
         quantized=fake_quant.quantized() if fake_quant is not None else None,
         size_bytes=size_bytes,
     )
-
-
-# -- TFLite ------------------------------------------------------------------------------------------------------------
 
 
 class TfliteRunner:

@@ -233,8 +233,6 @@ def macs(content: bytes) -> int:
     return total
 
 
-# -- matching operations with nodes ------------------------------------------------------------------------------------
-
 Parameters = Callable[[Node], tuple[NDArray[Any], NDArray[Any]]]
 
 
@@ -365,9 +363,6 @@ def _consumer_output(model: Any, index: int, outputs: Mapping[int, str]) -> str 
     return None
 
 
-# -- the int8 grid -----------------------------------------------------------------------------------------------------
-
-
 def _ranges(lowered: Lowered, quantized: Quantized) -> dict[str, dict[str, NDArray[np.float32]]]:
     """The calibration result ai-edge-quantizer takes: each tensor's extremes, from QAT's own scales."""
     ranges = {}
@@ -455,9 +450,6 @@ def _differs(where: str, found: str, expected: str) -> ModelError:
         where=f"layer {where!r} of the TFLite file",
         do="The file was not written; report this network's recipe",
     )
-
-
-# -- the picture in front ----------------------------------------------------------------------------------------------
 
 
 def _with_picture(lowered: Lowered, content: bytes) -> bytes:
@@ -591,9 +583,6 @@ def _add_constant(model: Any, values: NDArray[np.float32]) -> int:
 def _name_outputs(model: Any) -> None:
     for entry in model.signatureDefs[0].outputs:
         model.subgraphs[0].tensors[entry.tensorIndex].name = _text(entry.name).encode()
-
-
-# -- flatbuffers -------------------------------------------------------------------------------------------------------
 
 
 def _import(name: str) -> Any:
