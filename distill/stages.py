@@ -225,11 +225,13 @@ def save_stage(
     recipe: Recipe,
     data: TrainingData,
     made_from: Mapping[str, str],
+    student: str = "",
 ) -> Checkpoint:
     """Save a finished stage; the step checkpoint goes, so a stopped run ends with the same files as an unstopped one.
 
     Args:
         made_from: Stage name to the weights' digest of the checkpoints it was made from.
+        student: Path from `folder` to the float student of a QAT checkpoint; `build` takes the float files from it.
     """
     from edgeface.config import dump_recipe
 
@@ -243,6 +245,7 @@ def save_stage(
         extra={
             "key": key,
             "made_from": dict(made_from),
+            **({"student": student} if student else {}),
             "training": {"steps": trained.steps, "samples": trained.samples, "seconds": round(trained.seconds, 1)},
         },
         texts={"recipe.toml": dump_recipe(recipe), "curve.csv": trained.curve},

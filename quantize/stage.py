@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -103,6 +104,7 @@ def train_qat(
         recipe=recipe,
         data=data,
         made_from={"student": student.sha256} | ({} if teacher is None else {"teacher": teacher.sha256}),
+        student=os.path.relpath(student.folder.resolve(), folder.parent.resolve() / folder.name),
     )
     remove_partial(folder)
     return checkpoint

@@ -47,6 +47,7 @@ def test_a_run_holds_three_checkpoints_each_naming_what_it_was_made_from(run: Pa
     assert (teacher.kind, student.kind, qat.kind) == ("teacher", "student", "qat")
     assert student.manifest["made_from"] == {"teacher": teacher.sha256}
     assert qat.manifest["made_from"] == {"student": student.sha256, "teacher": teacher.sha256}
+    assert qat.manifest["student"] == "../student"
     assert sorted(path.name for path in run.iterdir()) == ["qat", "recipe.toml", "student", "teacher"]
     assert (run.parent / "latest").readlink() == Path("tiny")
 
@@ -108,3 +109,10 @@ def test_read_only_output_is_a_clear_error(tmp_path: Path, capsys: pytest.Captur
     file.write_text("a file where a folder should be made")
     assert main(command("distill", "demo", "--out", str(file / "run"), "--json")) == 2
     assert str(file) in json.loads(capsys.readouterr().out)["error"]["where"]
+
+
+def test_quantize_elsewhere_names_its_float_student(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "elsewhere" / "qat"
+    assert main(["quantize", str(run), "--out", str(out)]) == 0
+    named = (out / load_checkpoint(out).manifest["student"]).resolve()
+    assert named == (run / "student").resolve()
