@@ -65,9 +65,10 @@ def backdrop(person: Person, shot: Shot, camera: Camera, px: int) -> Picture:
     hairy = person.hair_length > 0
     radii = np.array([1.16, 1.36, 1.46]) + full if hairy else np.array([1.13, 1.32, 1.42])
     spread_two = ((camera.turn * radii**2) @ camera.turn.T)[:2, :2]
-    values, vectors = np.linalg.eigh(spread_two)
-    axes = (math.sqrt(values[1]) * unit, math.sqrt(values[0]) * unit)
-    degrees = math.degrees(math.atan2(vectors[1, 1], vectors[0, 1]))
+    (xx, xy), (_, yy) = spread_two.tolist()
+    mean, spread = (xx + yy) / 2, math.hypot((xx - yy) / 2, xy)  # its principal axes
+    axes = (math.sqrt(mean + spread) * unit, math.sqrt(mean - spread) * unit)
+    degrees = math.degrees(0.5 * math.atan2(2 * xy, xx - yy))
     mask = canvas.blur(canvas.ellipses(shape, skull[None], axes, degrees=degrees), 3, 0.8)
     canvas.lay(picture, mask, hair if hairy else np.array(person.skin) * 0.7)
     return picture
@@ -85,7 +86,9 @@ def _wall(d: list[float], px: int) -> Picture:
         np.float32(0.35) * coarse + np.float32(0.9) * coarse[:1]
     )
     kind = cv2.INTER_CUBIC if d[16] < 0.75 else cv2.INTER_NEAREST
-    picture = np.stack([cv2.resize(plane, (px, px), interpolation=kind) for plane in cells_rgb]).astype(np.float32)
+    picture = np.empty((3, px, px), np.float32)
+    for plane, small in zip(picture, cells_rgb, strict=True):
+        cv2.resize(small, (px, px), dst=plane, interpolation=kind)
     if d[17] < 0.4:  # a frame, a door, a shelf
         left, wide = (d[18] * 1.2 - 0.3) * px, (0.08 + 0.35 * d[19]) * px
         slant = (d[20] - 0.5) * 0.3 * px

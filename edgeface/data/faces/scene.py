@@ -171,16 +171,18 @@ def _raster(
     orders, place_u, place_v = _grid(across, down)
     dense = cv2.resize(flat, (down, across), interpolation=cv2.INTER_LINEAR)
     facing = cv2.resize(light.facing, (down, across), interpolation=cv2.INTER_LINEAR)
-    whole = (dense + np.float32(0.5)).astype(np.int32)
     # unsigned: a negative place is a very large one
-    column, row = whole[..., 0], whole[..., 1]
+    column = (dense[..., 0] + np.float32(0.5)).astype(np.int32)
+    row = (dense[..., 1] + np.float32(0.5)).astype(np.int32)
     seen = (column.view(np.uint32) < px) & (row.view(np.uint32) < px) & (facing > 0)
 
     # nearer parts must come last: with the nose to the right the right side is far; looking up the chin's side is near
     flip_u, flip_v = shot.yaw > 0, shot.pitch < 0
     way = (slice(None, None, -1 if flip_u else 1), slice(None, None, -1 if flip_v else 1))
     kept = np.flatnonzero(seen[way])
-    target = np.take((row * np.int64(px) + column)[way].reshape(-1), kept)
+    row *= np.int32(px)
+    row += column
+    target = np.take(row[way].reshape(-1), kept)
     first = np.zeros(px * px, np.float32)
     first[target] = np.take(orders[2 * flip_u + flip_v], kept)
     number = first.reshape(px, px)
@@ -192,20 +194,22 @@ def _raster(
     i = index // down
     j = index - i * down
 
-    # np.take of one wide number is several times faster than indexing rows of small ones
-    at = np.take(dense.reshape(-1).view(np.complex64), index)
+    # np.take of one wide number is several times faster than indexing rows of two
+    corners = dense.reshape(-1).view(np.complex64)
+    at = np.take(corners, index)
+    along_u = np.take(corners, index + down, mode="clip") - at
+    along_v = np.take(corners, index + 1, mode="clip") - at
+    xu, yu, xv, yv = along_u.real, along_u.imag, along_v.real, along_v.imag
     y = pixels // px
     dx = (pixels - y * px).astype(np.float32) - at.real
     dy = y.astype(np.float32) - at.imag
-    u, v = np.take(place_u, i), np.take(place_v, j)
-    vertex = np.clip(np.rint(u), 0, head.ACROSS - 1).astype(np.int64) * head.DOWN
-    vertex += np.clip(np.rint(v), 0, head.DOWN - 1).astype(np.int64)
-    slopes = np.concatenate(_slopes(flat), axis=-1).view(np.complex128).reshape(-1)
-    xu, yu, xv, yv = np.take(slopes, vertex).view(np.float32).reshape(-1, 4).T.copy()
     det = xu * yv - yu * xv
     det[np.abs(det) < 1e-3] = np.inf  # edge-on: stay at the vertex
-    u += np.clip((yv * dx - xv * dy) / det, -0.9, 0.9)
-    v += np.clip((xu * dy - yu * dx) / det, -0.9, 0.9)
+    # in steps of the dense grid, then of the coarse one
+    u = np.take(place_u, i)
+    u += np.clip((yv * dx - xv * dy) / det, -1.5, 1.5) * np.float32(head.ACROSS / across)
+    v = np.take(place_v, j)
+    v += np.clip((xu * dy - yu * dx) / det, -1.5, 1.5) * np.float32(head.DOWN / down)
 
     count = len(pixels)
     maps = np.zeros((2, -(-max(count, 1) // 64), 64), np.float32)  # cv2.remap refuses sides of 2**15 or more
