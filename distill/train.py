@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import logging
 import math
 import signal
 import threading
@@ -228,6 +229,8 @@ def train(
     """
     from lightning_fabric import Fabric
 
+    for library in ("lightning_fabric", "lightning_utilities"):
+        logging.getLogger(library).setLevel(logging.WARNING)  # its notes would break the progress bar
     per_epoch = batches.steps_per_epoch
     steps = max(1, round(spec.epochs * per_epoch))
     warmup = round(spec.warmup_epochs * per_epoch)
