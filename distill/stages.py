@@ -159,6 +159,7 @@ def batches_for(recipe: Recipe, data: TrainingData, *, spec: TrainSpec, input_px
         input_px=input_px,
         batch=spec.batch,
         seed=seed,
+        balance=spec.balance,
     )
 
 
@@ -189,7 +190,8 @@ def watcher(data: TrainingData, model: ModelSpec) -> Callable[[nn.Module], Mappi
 def stage_key(stage: str, recipe: Recipe, data: TrainingData, *, network: NetworkSpec, spec: TrainSpec) -> str:
     """Digest of everything a stage's weights depend on, apart from earlier stages."""
     plain = to_plain(recipe)
-    timeless = {name: value for name, value in to_plain(spec).items() if name != "checkpoint_s"}
+    # How often it saves changes no weight; neither does a choice that was not made.
+    timeless = {name: value for name, value in to_plain(spec).items() if name != "checkpoint_s" and value != ""}
     return sha256_json(
         {
             "format": _FORMAT,

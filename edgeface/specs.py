@@ -248,6 +248,8 @@ class TrainSpec:
         clip: Largest global gradient norm; 0 does not clip.
         dtype: One of DTYPES; bf16 is autocast, weights stay fp32.
         checkpoint_s: Seconds between step checkpoints.
+        balance: Task whose rare classes are drawn more often, by the inverse square root of their share; "" draws every
+            sample once an epoch.
     """
 
     epochs: float = 30.0
@@ -261,6 +263,7 @@ class TrainSpec:
     clip: float = 1.0
     dtype: str = "fp32"
     checkpoint_s: float = 60.0
+    balance: str = ""
 
     def __post_init__(self) -> None:
         _refuse(
@@ -275,6 +278,12 @@ class TrainSpec:
             _unless(self.clip >= 0.0, "clip", self.clip, "0 or more"),
             _unless_one_of(DTYPES, "dtype", self.dtype),
             _unless(self.checkpoint_s > 0.0, "checkpoint_s", self.checkpoint_s, "more than 0 seconds"),
+            _unless(
+                self.balance == "" or (self.balance in TASKS and TASKS[self.balance].kind is Kind.CLASSES),
+                "balance",
+                self.balance,
+                "'' or a task with classes, such as 'pose'",
+            ),
         )
 
 

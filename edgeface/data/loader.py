@@ -16,7 +16,7 @@ from edgeface.data.geometry import require_mirror
 from edgeface.data.pack import Pack
 from edgeface.errors import ConfigError
 from edgeface.specs import AugmentSpec
-from edgeface.tasks import TASKS
+from edgeface.tasks import TASKS, Kind
 
 _ORDER = 0x6F72646572  # keeps the order's random numbers apart from augmentation's
 
@@ -48,6 +48,8 @@ class Batches:
         input_px: Side of the crops handed out.
         batch: Samples of a batch; a last, shorter one is dropped.
         seed: Decides order and augmentation together with the epoch.
+        balance: Task of kind `classes` to draw samples by; "" takes each sample once an epoch. Unlabelled samples count
+            as a class of their own.
 
     Raises:
         ConfigError: Packs of different size or margin, fewer samples than one batch, or a task nobody labels.
@@ -63,6 +65,7 @@ class Batches:
         input_px: int,
         batch: int,
         seed: int,
+        balance: str = "",
     ) -> None:
         shapes = {(pack.px, pack.margin) for pack in packs}
         if len(shapes) != 1:
@@ -90,6 +93,7 @@ class Batches:
         if augment.mirror_share > 0.0:
             for name in tasks:
                 require_mirror(name)
+        self._weights = None if balance == "" else _balanced(_joined(packs, balance), balance)
 
     def __len__(self) -> int:
         return self._count
@@ -105,10 +109,21 @@ class Batches:
         return dict(self._labels)
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """(N,) ids in the order of an epoch."""
+        """(N,) draws in the order of an epoch: id + N · (how often the id came before)."""
         ids = torch.arange(self._count)
         keys = hash64(self._seed ^ _ORDER, epoch, ids, draws=1)[:, 0]
-        return torch.argsort(keys, stable=True).numpy()
+        order = torch.argsort(keys, stable=True).numpy()
+        if self._weights is None:
+            return order
+        # Systematic sampling: along the shuffled samples, one draw at every whole number that the weights add up to.
+        reached = np.floor(np.cumsum(self._weights[order]) + 1e-9).astype(np.int64)
+        reached[-1] = self._count
+        times = np.diff(reached, prepend=0)
+        first = np.repeat(np.cumsum(times) - times, times)
+        draws = np.repeat(order, times) + self._count * (np.arange(self._count) - first)
+        keys = hash64(self._seed ^ _ORDER, epoch, torch.from_numpy(draws), draws=2)[:, 1]
+        shuffled: NDArray[np.int64] = draws[torch.argsort(keys, stable=True).numpy()]
+        return shuffled
 
     def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from a step on."""
@@ -117,17 +132,18 @@ class Batches:
             yield self.at(order[step * self._batch : (step + 1) * self._batch], epoch=epoch)
 
     def at(self, ids: NDArray[np.int64], *, epoch: int) -> Batch:
-        """The batch of these ids, as they look in an epoch."""
-        chosen = torch.from_numpy(np.ascontiguousarray(ids))
+        """The batch of these draws (see `order`), as they look in an epoch."""
+        draws = torch.from_numpy(np.ascontiguousarray(ids))
+        chosen = draws % self._count
         images, labels = augment(
-            torch.from_numpy(self._gather(ids)),
+            torch.from_numpy(self._gather(chosen.numpy())),
             {name: values[chosen] for name, values in self._labels.items()},
             spec=self._augment,
             margin=self._margin,
             out_px=self._input_px,
             seed=self._seed,
             epoch=epoch,
-            ids=chosen,
+            ids=draws,
         )
         return Batch(images=images, labels=labels, ids=chosen)
 
@@ -146,3 +162,14 @@ def _joined(packs: Sequence[Pack], name: str) -> Tensor:
     task = TASKS[name]
     parts = [pack.labels[name] if name in pack.labels else unlabelled(task, len(pack)) for pack in packs]
     return torch.from_numpy(np.concatenate(parts))
+
+
+def _balanced(labels: Tensor, name: str) -> NDArray[np.float64]:
+    """(N,) expected draws of each sample in an epoch, adding up to N."""
+    if TASKS[name].kind is not Kind.CLASSES:
+        raise ConfigError(
+            f"balance = {name!r}", expected="a task with classes", where="train.balance", do="Name one, or leave it out"
+        )
+    _, which, counts = np.unique(labels.numpy(), return_inverse=True, return_counts=True)
+    weights = counts[which] ** -0.5
+    return np.asarray(weights * (len(weights) / weights.sum()), np.float64)

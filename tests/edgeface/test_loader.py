@@ -124,3 +124,37 @@ def test_a_task_nobody_labels_is_refused(packs: list[Pack]) -> None:
 def test_no_pack_is_refused() -> None:
     with pytest.raises(ConfigError, match="one size and one margin"):
         batches([])
+
+
+def rare(cache: Path) -> Batches:
+    """100 faces, 4 of them in the first class and 96 in the last; varied, so that repeats can be told apart."""
+    pose = np.where(np.arange(100) < 4, 0, 4)
+    only = made(cache, name="rare", count=100, level=20, labels={"pose": pose})
+    varied = AugmentSpec(mirror_share=0.0, jpeg_share=0.0, blur_share=0.0, occlusion_share=0.0)
+    return Batches([only], tasks=["pose"], augment=varied, input_px=16, batch=10, seed=3, balance="pose")
+
+
+def test_balance_draws_classes_by_the_square_root_of_their_share(tmp_path: Path) -> None:
+    drawn = np.concatenate([rare(tmp_path).order(epoch) % 100 for epoch in range(20)])
+    share = float((drawn < 4).mean())
+    # sqrt(4) / (sqrt(4) + sqrt(96)) = 0.1695; systematic sampling leaves one draw of 100 on either side.
+    assert share == pytest.approx(0.1695, abs=0.01)
+    assert share != pytest.approx(0.04, abs=0.01)  # what drawing each sample once would give
+    assert set(drawn.tolist()) == set(range(100))
+
+
+def test_balance_keeps_the_length_of_an_epoch_and_repeats_look_different(tmp_path: Path) -> None:
+    loader = rare(tmp_path)
+    order = loader.order(0)
+    assert len(order) == len(set(order.tolist())) == 100
+    assert np.array_equal(order, rare(tmp_path).order(0))
+    again = order[order >= 100]
+    assert len(again) > 0
+    first, second = (loader.at(np.asarray([draw]), epoch=0) for draw in (again[0] % 100, again[0]))
+    assert torch.equal(first.labels["pose"], second.labels["pose"])
+    assert not torch.equal(first.images, second.images)
+
+
+def test_balance_needs_a_task_with_classes(packs: list[Pack]) -> None:
+    with pytest.raises(ConfigError, match=r"train\.balance"):
+        Batches(packs, tasks=["gender"], augment=STILL, input_px=16, batch=4, seed=0, balance="landmarks5")

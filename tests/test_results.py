@@ -1,0 +1,38 @@
+"""What README says was measured is what the committed results say."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = runpy.run_path(str(ROOT / "benchmarks" / "markdown_table.py"))
+RESULT = ROOT / "benchmarks" / "results" / "mtfl-cpu.json"
+
+
+@pytest.fixture
+def card() -> dict[str, Any]:
+    (card,) = TABLE["cards"](RESULT)
+    return dict(card)
+
+
+def test_the_table_in_the_readme_is_the_committed_result(card: dict[str, Any]) -> None:
+    assert TABLE["table"](card) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_another_figure_is_not_in_the_readme_twin(card: dict[str, Any]) -> None:
+    card["rows"][0]["tasks"]["landmarks5"]["value"] += 0.1
+    assert TABLE["table"](card) not in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda path: path.name)
+def test_every_result_names_its_conditions(path: Path) -> None:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    for part in found.get("scorecards", [found]):
+        conditions = part["conditions"]
+        assert conditions["machine"] if "machine" in conditions else conditions["cpu"]
+        assert conditions["versions"] if "versions" in conditions else conditions["runtimes"]
