@@ -91,7 +91,7 @@ def test_the_tree_in_the_readme_has_every_folder() -> None:
     assert {name for indent, name in named if not indent} == {
         path.name
         for path in ROOT.iterdir()
-        if path.is_dir() and path.name in {"edgeface", "distill", "quantize", "targets", "tests", "benchmarks"}
+        if path.is_dir() and path.name in {"edgeface", "distill", "quantize", "targets", "tests", "benchmarks", "docs"}
     }
     inner = {path.name for path in (ROOT / "edgeface").iterdir() if path.is_dir() and not path.name.startswith("_")}
     assert {name for indent, name in named if indent} == inner
