@@ -206,7 +206,7 @@ def stage_result(
     following = (
         f"edgeface build {build} --target android"
         if build is not None
-        else f"edgeface distill {recipe.name} --out {run} --resume"
+        else f"edgeface distill {run}/recipe.toml --out {run} --resume"
     )
     return Result(payload=payload, text=Group(*tables, f"run:  {run}", f"next: {following}"))
 

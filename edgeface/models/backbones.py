@@ -70,7 +70,7 @@ def _closed(
 def edge_s(*, width: float, input_px: int, head: str) -> Built:
     """The default student: stride-2 convolutions with fused ReLU, flatten and one fully connected layer.
 
-    At 64 px and width 1: 23.4 M multiply-accumulates, 0.46 M parameters. A picture halves five times, never through a
+    At 64 px and width 1: 23.4 M multiply-accumulates, 0.46 M parameters. A picture halves four times, never through a
     pooling layer; flattening keeps where things are, which landmarks need and an int8 mean would blur.
     """
     plan = ((24, 2), (48, 2), (48, 1), (96, 2), (96, 1), (96, 1), (96, 2))
