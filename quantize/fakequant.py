@@ -23,12 +23,12 @@ from quantize.grid import (
     INPUT_ZERO_POINT,
     Quantized,
     activation_grid,
-    add_ratios,
     grid_range,
     require_input_grid,
     snap,
     weight_scales,
 )
+from quantize.rounding import add_ratios
 
 # observing  ranges follow the activations, nothing is rounded
 # adapting   everything is rounded, ranges follow

@@ -26,9 +26,9 @@ Measured: all three equal LiteRT's files bit for bit in every operation, on x86 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -37,8 +37,7 @@ from torch import Tensor
 
 from edgeface.errors import ModelError, UnsupportedError
 from quantize.graph import INPUT, SHARING, Graph, Node, apply
-
-Kernels = Literal["xnnpack", "tflite-builtin", "tflite-builtin-ref"]
+from quantize.rounding import FAMILIES, Kernels
 
 INPUT_SCALE = 1.0 / 64.0
 INPUT_ZERO_POINT = 0
@@ -102,6 +101,8 @@ class Quantized:
         weights: Node name to int8, −127 to 127, in the graph's order of axes.
         weight_scales: Node name to float32 (out,).
         biases: Node name to int32 (out,).
+        floats: conv2d and linear nodes computed in float32: they read dequantized values, have no integer weights, and
+            their result is rounded to its grid again, unless it is an output, which then leaves in float.
     """
 
     graph: Graph
@@ -109,10 +110,15 @@ class Quantized:
     weights: Mapping[str, NDArray[np.int8]]
     weight_scales: Mapping[str, NDArray[np.float32]]
     biases: Mapping[str, NDArray[np.int32]]
+    floats: frozenset[str] = frozenset()
 
     def output_grid(self, output: str) -> tuple[float, int]:
         """(scale, zero point) of a named output; its scale is that output's LSB."""
         return self.activations[self.graph.outputs[output]]
+
+    def is_float(self, output: str) -> bool:
+        """Whether a named output leaves in float."""
+        return self.graph.outputs[output] in self.floats
 
 
 def dequantize(quantized: Quantized, outputs: Mapping[str, NDArray[np.int8]]) -> dict[str, NDArray[np.float32]]:
@@ -231,13 +237,14 @@ def _simulate_node(
     operands = [torch.from_numpy(codes).double() for codes in inputs]
     if node.op in SHARING:
         return apply(node, operands).to(torch.int8).numpy()
+    family = FAMILIES[kernels]
     grids = [quantized.activations[name] for name in node.inputs]
     out_scale, out_zero = quantized.activations[node.name]
     least = max(-128, out_zero) if node.relu else -128
     centred = [x - zero for x, (_, zero) in zip(operands, grids, strict=True)]
     in_scale = grids[0][0]
     if node.op == "add":
-        rounded = _ADD[kernels](
+        rounded = family.add(
             centred[0].numpy().astype(np.int64),
             centred[1].numpy().astype(np.int64),
             grids[0][0],
@@ -262,122 +269,6 @@ def _simulate_node(
         if np.abs(accumulated).max(initial=0.0) >= 2.0**31:
             raise ModelError(f"layer {node.name!r}: a sum leaves int32", expected="weights that a chip can add up")
         shape = (1, -1, *[1] * (accumulated.ndim - 2))
-        multiplier = narrow.reshape(shape) if kernels == "xnnpack" else wide.reshape(shape)
-        rounded = _ROUNDING[kernels][node.op](accumulated.astype(np.int64), multiplier)
+        rule = {"conv2d": family.conv2d, "linear": family.linear, "mean": family.mean}[node.op]
+        rounded = rule(accumulated.astype(np.int64), (narrow if family.narrow else wide).reshape(shape))
     return np.clip(rounded + out_zero, least, 127).astype(np.int8)
-
-
-def _float32(accumulated: NDArray[np.int64], multiplier: NDArray[np.floating]) -> NDArray[np.int64]:
-    """float32(acc)·float32(M), ties to even. Source: XNNPACK, the fp32 requantization of its qs8 kernels."""
-    product = accumulated.astype(np.float32) * multiplier.astype(np.float32)
-    # Clamping before the cast keeps values beyond int64 defined; the result is clamped to int8 anyway.
-    return np.rint(np.clip(product, -(2.0**30), 2.0**30)).astype(np.int64)
-
-
-def _fixed_point(multiplier: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """A multiplier as significand·2^(exponent − 31), the significand an integer in [2^30, 2^31).
-
-    Source:
-        TensorFlow Lite, QuantizeMultiplier.
-    """
-    fraction, exponent = np.frexp(multiplier.astype(np.float64))
-    significand = np.floor(fraction * 2.0**31 + 0.5).astype(np.int64)
-    carry = significand == 2**31
-    significand, exponent = np.where(carry, significand // 2, significand), exponent.astype(np.int64) + carry
-    vanishes = exponent < -31
-    return np.where(vanishes, 0, significand), np.where(vanishes, 0, exponent)
-
-
-def _fixed_once(accumulated: NDArray[np.int64], multiplier: NDArray[np.floating]) -> NDArray[np.int64]:
-    """Fixed point, one rounding, half up. Source: TensorFlow Lite's single-rounding MultiplyByQuantizedMultiplier."""
-    significand, exponent = _fixed_point(multiplier)
-    shift = 31 - exponent
-    rounded: NDArray[np.int64] = (accumulated * significand + (np.int64(1) << (shift - 1))) >> shift
-    return rounded
-
-
-def _high_product(
-    accumulated: NDArray[np.int64], multiplier: NDArray[np.floating]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """acc·significand / 2^31 rounded half up, and the right shift that is left to do.
-
-    Source:
-        gemmlowp's saturating rounding doubling high multiply, as in Jacob et al., arXiv:1712.05877, section 2.2.
-    """
-    significand, exponent = _fixed_point(multiplier)
-    product = (accumulated << np.maximum(exponent, 0)) * significand
-    return (product + 2**30) >> 31, np.maximum(-exponent, 0)
-
-
-def _fixed_twice(accumulated: NDArray[np.int64], multiplier: NDArray[np.floating]) -> NDArray[np.int64]:
-    """Fixed point, rounded at bit 31 and again at the rest, half away from zero.
-
-    Source:
-        TensorFlow Lite's MultiplyByQuantizedMultiplier.
-    """
-    high, shift = _high_product(accumulated, multiplier)
-    mask = (np.int64(1) << shift) - 1
-    rounded: NDArray[np.int64] = (high >> shift) + ((high & mask) > (mask >> 1) + (high < 0))
-    return rounded
-
-
-def _fixed_twice_up(accumulated: NDArray[np.int64], multiplier: NDArray[np.floating]) -> NDArray[np.int64]:
-    """Fixed point, rounded at bit 31 and again at the rest, half up.
-
-    Source:
-        Measured: the optimised kernels (ruy) on x86 compute this in every value, and the rule above in all but the
-        negative ties.
-    """
-    high, shift = _high_product(accumulated, multiplier)
-    rounded: NDArray[np.int64] = (high + ((np.int64(1) << shift) >> 1)) >> shift
-    return rounded
-
-
-def add_ratios(a_scale: float, b_scale: float, out_scale: float) -> tuple[int, int, int]:
-    """a_scale/out_scale and b_scale/out_scale as integers over 2^shift, the larger with 21 bits.
-
-    Source:
-        XNNPACK, the parameters of its qs8 add.
-    """
-    ratios = np.array([a_scale, b_scale], np.float32) / np.float32(out_scale)
-    shift = 20 - (int(np.frexp(ratios.max())[1]) - 1)
-    first, second = np.rint(ratios.astype(np.float64) * 2.0**shift)
-    return int(first), int(second), shift
-
-
-def _add_float(
-    a: NDArray[np.int64], b: NDArray[np.int64], a_scale: float, b_scale: float, out_scale: float
-) -> NDArray[np.int64]:
-    """Both operands times a fixed-point ratio, one rounding, half up."""
-    first, second, shift = add_ratios(a_scale, b_scale, out_scale)
-    total: NDArray[np.int64] = a * first + b * second + (1 << (shift - 1))
-    rounded: NDArray[np.int64] = total >> shift
-    return rounded
-
-
-def _add_fixed(
-    a: NDArray[np.int64], b: NDArray[np.int64], a_scale: float, b_scale: float, out_scale: float
-) -> NDArray[np.int64]:
-    """Operands scaled up by 2^20, brought to twice the larger scale, added, brought to the output's.
-
-    Source:
-        TensorFlow Lite, reference ADD for int8.
-    """
-    common = 2.0 * max(a_scale, b_scale)
-    total = sum(_fixed_twice(x << 20, np.array(scale / common)) for x, scale in ((a, a_scale), (b, b_scale)))
-    return _fixed_twice(np.asarray(total), np.array(common / (2.0**20 * out_scale)))
-
-
-Rounding = Callable[[NDArray[np.int64], NDArray[np.floating]], NDArray[np.int64]]
-_Add = Callable[[NDArray[np.int64], NDArray[np.int64], float, float, float], NDArray[np.int64]]
-
-_ROUNDING: dict[str, dict[str, Rounding]] = {
-    "xnnpack": {"conv2d": _float32, "linear": _float32, "mean": _float32},
-    "tflite-builtin": {"conv2d": _fixed_twice_up, "linear": _fixed_twice_up, "mean": _fixed_twice},
-    "tflite-builtin-ref": {"conv2d": _fixed_twice, "linear": _fixed_once, "mean": _fixed_twice},
-}
-_ADD: dict[str, _Add] = {
-    "xnnpack": _add_float,
-    "tflite-builtin": _add_fixed,
-    "tflite-builtin-ref": _add_fixed,
-}

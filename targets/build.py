@@ -20,9 +20,10 @@ from edgeface.runs import is_run
 from quantize.graph import trace
 from quantize.qat import load_qat
 from targets import bundle, tflite
+from targets.litert import TfliteRunner
 from targets.parity import compare
 from targets.program import check_outputs
-from targets.runners import TfliteRunner, open_model
+from targets.runners import open_model
 
 BUILDABLE = ("android",)
 

@@ -28,10 +28,11 @@ from edgeface.provenance import commit, versions
 from edgeface.specs import ModelSpec, OutputSpec
 from edgeface.tasks import TASKS, Kind
 from targets.kotlin import kotlin
+from targets.litert import TfliteRunner
 from targets.model_card import model_card
 from targets.parity import difference
 from targets.program import lossless_grid_of
-from targets.runners import MANIFEST, TfliteRunner, open_model
+from targets.runners import MANIFEST, open_model
 
 SCHEMA = 1
 GOLDEN = "golden.npz"

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from edgeface.errors import DataError, ModelError
 from edgeface.evaluate import Outputs
 from quantize.grid import simulate
-from targets.runners import CheckpointRunner, TfliteRunner, TimedRunner
+from targets.litert import TfliteRunner
+from targets.protocol import TimedRunner
+from targets.runners import CheckpointRunner
 
 # A whole step, with room for the float32 rounding of (code − zero point)·scale on either side.
 ONE_LSB = 1.0 + 1e-3

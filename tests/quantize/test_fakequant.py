@@ -17,8 +17,9 @@ from edgeface.specs import STUDENTS
 from quantize.calibrate import calibrate
 from quantize.fakequant import FakeQuantNetwork
 from quantize.graph import INPUT, Graph, apply, run, scale_owners, trace
-from quantize.grid import Kernels, Quantized, dequantize, simulate, simulate_nodes
+from quantize.grid import Quantized, dequantize, simulate, simulate_nodes
 from quantize.qat import finish
+from quantize.rounding import Kernels
 
 Pictures = Callable[[int, int], NDArray[np.uint8]]
 Images = Callable[[NDArray[np.uint8]], Tensor]

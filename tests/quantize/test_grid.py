@@ -17,7 +17,6 @@ from edgeface.errors import ModelError, UnsupportedError
 from quantize.fakequant import FakeQuantNetwork
 from quantize.graph import INPUT, Graph, Node
 from quantize.grid import (
-    Kernels,
     Quantized,
     activation_grid,
     coarse,
@@ -28,6 +27,7 @@ from quantize.grid import (
     snap,
     weight_scales,
 )
+from quantize.rounding import Kernels
 
 Pictures = Callable[[int, int], NDArray[np.uint8]]
 Snapped = Callable[[Graph], FakeQuantNetwork]
@@ -223,7 +223,7 @@ def test_ties_fall_as_each_rule_says(
 
 
 def test_vectorised_rules_equal_the_scalar_ones_on_random_sums() -> None:
-    from quantize.grid import _fixed_once, _fixed_twice, _fixed_twice_up, _float32
+    from quantize.rounding import _fixed_once, _fixed_twice, _fixed_twice_up, _float32
 
     generator = np.random.default_rng(0)
     acc = np.concatenate([generator.integers(-(2**22), 2**22, 2000), np.arange(-64, 64)])

@@ -14,7 +14,8 @@ import torch
 
 from edgeface.errors import EdgefaceError, MissingToolError, ModelError, UnsupportedError, UsageError
 from edgeface.specs import RUNTIMES
-from targets.runners import TfliteRunner, open_model
+from targets.litert import TfliteRunner
+from targets.runners import open_model
 
 from .conftest import random_pictures
 

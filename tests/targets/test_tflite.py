@@ -17,7 +17,7 @@ from edgeface.specs import STUDENTS
 from quantize.graph import INPUT, Graph, macs, run, trace
 from quantize.grid import Quantized, dequantize, simulate
 from targets import tflite
-from targets.runners import TfliteRunner
+from targets.litert import TfliteRunner
 
 from .conftest import quantize_network, random_network, random_pictures, spec_of
 

@@ -1,0 +1,53 @@
+"""Train the students of the agreement and post-training tables: each architecture, briefly, under one teacher.
+
+    EDGEFACE_DATA=FOLDER python -m benchmarks.students TEACHER [--out runs/students] [--seeds 3] [--threads 2]
+
+Writes OUT/STUDENT-SEED/{student,qat}. A finished stage is skipped and an interrupted one goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from distill.stages import resolve, train_student, training_data, use_threads
+from edgeface.checkpoint import load_checkpoint
+from edgeface.config import load_recipe
+from edgeface.specs import NetworkSpec, QatSpec, StudentSpec, TrainSpec
+from quantize.stage import train_qat
+
+# Narrow and small enough for two CPU cores to train twelve of them in an hour or two.
+NETWORKS = {
+    "edge_s": NetworkSpec(backbone="edge_s", input_px=64),
+    "cnn5": NetworkSpec(backbone="cnn5", width=0.5, input_px=48),
+    "vgg11": NetworkSpec(backbone="vgg11", width=0.25, input_px=48),
+    "lightcnn9": NetworkSpec(backbone="lightcnn9", width=0.5, input_px=48),
+}
+FLOAT = TrainSpec(epochs=6.0, batch=64, lr=3e-3, warmup_epochs=0.5, ema=0.995, dtype="bf16")
+QAT = QatSpec(train=TrainSpec(epochs=2.0, batch=64, lr=5e-4, warmup_epochs=0.2, ema=0.99))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("teacher", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("runs/students"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    teacher = load_checkpoint(arguments.teacher)
+    base = replace(load_recipe("mtfl-cpu"), threads=arguments.threads, name="students")
+    recipe = resolve(base)
+    use_threads(recipe)
+    data = training_data(recipe)
+    for seed in range(arguments.seeds):
+        for name, network in NETWORKS.items():
+            folder = arguments.out / f"{name}-{seed}"
+            own = replace(recipe, seed=seed, student=StudentSpec(network=network, train=FLOAT), qat=QAT)
+            student = train_student(own, data, folder / "student", teacher=teacher)
+            train_qat(own, data, folder / "qat", student=student, teacher=teacher)
+            print(folder, flush=True)
+
+
+if __name__ == "__main__":
+    main()

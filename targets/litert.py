@@ -1,0 +1,221 @@
+"""TFLite files in LiteRT: the only module that imports its interpreter.
+
+Loading a broken flatbuffer can end the process that tries; `probe` tries in a process of its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeface.errors import MissingToolError, ModelError, UnsupportedError
+from edgeface.evaluate import Outputs
+from edgeface.specs import ModelSpec, OutputSpec
+from edgeface.tasks import TASKS, Kind
+from targets.protocol import Grids
+from targets.silence import silenced
+
+TFLITE_RUNTIMES = ("tflite-xnnpack", "tflite-builtin")
+
+_PROBE = """
+import sys
+from ai_edge_litert.interpreter import Interpreter
+interpreter = Interpreter(model_path=sys.argv[1], num_threads=1)
+interpreter.allocate_tensors()
+interpreter.invoke()
+"""
+_PROBE_S = 120.0
+
+
+def probe(path: Path) -> None:
+    """Load and run a file in a process of its own, which a broken one may take down.
+
+    Raises:
+        ModelError: It could not be run.
+    """
+    _interpreter_module()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _PROBE, str(path)],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_PROBE_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ModelError(f"did not run within {_PROBE_S:.0f} s", expected="a TFLite file", where=str(path)) from error
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
+        reason = lines[-1].strip()[-300:] if lines and done.returncode > 0 else f"ended by signal {-done.returncode}"
+        raise ModelError(
+            f"LiteRT cannot run it ({reason})",
+            expected="a whole TFLite file",
+            where=str(path),
+            do="Copy or build it again",
+        )
+
+
+class TfliteRunner:
+    """A TFLite file in LiteRT, one picture at a time.
+
+    Args:
+        path: The file.
+        spec: Its input and outputs; None takes the outputs that are named after a task and have its size.
+        runtime: "tflite-xnnpack" (the default delegate) or "tflite-builtin" (TFLite's own kernels).
+        precision: What its manifest calls it; "" reads it off the tensor types.
+        threads: CPU threads.
+    """
+
+    def __init__(self, path: Path, *, spec: ModelSpec | None, runtime: str, precision: str, threads: int) -> None:
+        self.path = path
+        self.runtime = runtime
+        self.threads = threads
+        self._interpreter = _interpreter(path, runtime=runtime, threads=threads)
+        self._input = self._interpreter.get_input_details()[0]
+        self._outputs = _named_outputs(self._interpreter)
+        self.spec = spec or _minimal_spec(path, self._input, self._outputs)
+        self.precision = precision or _observed_precision(self._interpreter, self._outputs)
+        missing = [output.name for output in self.spec.outputs if output.name not in self._outputs]
+        if missing:
+            raise ModelError(
+                f"outputs {sorted(self._outputs)}",
+                expected=f"{missing} among them",
+                where=str(path),
+                do="Build it again",
+            )
+
+    @property
+    def size_bytes(self) -> int:
+        return self.path.stat().st_size
+
+    @property
+    def macs(self) -> int | None:
+        from targets.tflite import macs
+
+        return macs(self.path.read_bytes())
+
+    @property
+    def grids(self) -> Grids:
+        """Scale and zero point of each integer output."""
+        return {
+            name: (float(detail["quantization"][0]), int(detail["quantization"][1]))
+            for name, detail in self._outputs.items()
+            if detail["dtype"] == np.int8
+        }
+
+    def run(self, batch: NDArray[np.uint8]) -> Outputs:
+        """See evaluate.Runner.run."""
+        codes = self.run_codes(batch)
+        values: Outputs = {}
+        for output in self.spec.outputs:
+            raw = codes[output.name]
+            if raw.dtype != np.float32:
+                scale, zero_point = self._outputs[output.name]["quantization"]
+                raw = (raw.astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
+            values[output.name] = raw.reshape(len(batch), *output.shape)
+        return values
+
+    def run_codes(self, batch: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """As `run`, with integer outputs as they leave the file: output name to (B, …)."""
+        side = self.spec.input_px
+        if batch.dtype != np.uint8 or batch.shape[1:] != (side, side, 3):
+            raise ModelError(
+                f"pictures {batch.dtype} {batch.shape}", expected=f"uint8 (B, {side}, {side}, 3)", where=str(self.path)
+            )
+        if self._input["dtype"] != np.uint8 or tuple(self._input["shape"]) != (1, side, side, 3):
+            raise UnsupportedError(
+                f"an input {np.dtype(self._input['dtype']).name} {tuple(int(n) for n in self._input['shape'])}",
+                expected="uint8 (1, H, H, 3): how a picture becomes other numbers is not written in the file",
+                where=str(self.path),
+                do="It can still be timed: edgeface bench",
+            )
+        rows: dict[str, list[NDArray[Any]]] = {name: [] for name in self._outputs}
+        for picture in batch:
+            self._interpreter.set_tensor(self._input["index"], picture[None])
+            self._interpreter.invoke()
+            for name, detail in self._outputs.items():
+                rows[name].append(self._interpreter.get_tensor(detail["index"])[0])
+        return {name: np.stack(values) if values else np.empty(0) for name, values in rows.items()}
+
+    def prepare(self, seed: int) -> Callable[[], None]:
+        """See TimedRunner.prepare."""
+        generator = np.random.default_rng(seed)
+        shape, dtype = self._input["shape"], np.dtype(self._input["dtype"])
+        if dtype.kind in "iu":
+            limits = np.iinfo(dtype)
+            picture = generator.integers(limits.min, limits.max, shape, dtype=dtype, endpoint=True)
+        else:
+            picture = generator.uniform(-1.0, 1.0, shape).astype(dtype)
+        self._interpreter.set_tensor(self._input["index"], picture)
+        invoke: Callable[[], None] = self._interpreter.invoke
+        return invoke
+
+
+def _interpreter_module() -> Any:
+    try:
+        return importlib.import_module("ai_edge_litert.interpreter")  # it has no types
+    except ImportError as error:
+        raise MissingToolError(
+            f"ai-edge-litert cannot be imported ({error})",
+            expected="the LiteRT runtime",
+            where="running a TFLite file",
+            do="pip install 'edgeface[android]'",
+        ) from error
+
+
+def _interpreter(path: Path, *, runtime: str, threads: int) -> Any:
+    module = _interpreter_module()
+    resolver = module.OpResolverType.AUTO
+    if runtime == "tflite-builtin":
+        resolver = module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    try:
+        with silenced():  # the delegate announces itself on stderr
+            interpreter = module.Interpreter(
+                model_path=str(path), num_threads=threads, experimental_op_resolver_type=resolver
+            )
+            interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        raise ModelError(f"LiteRT cannot run it ({error})", expected="a whole TFLite file", where=str(path)) from error
+    if len(interpreter.get_input_details()) != 1:
+        raise UnsupportedError(
+            f"{len(interpreter.get_input_details())} inputs", expected="one, a picture", where=str(path)
+        )
+    return interpreter
+
+
+def _named_outputs(interpreter: Any) -> dict[str, Any]:
+    """Output name to its tensor's details: by signature where there is one, else by tensor name."""
+    signatures = interpreter.get_signature_list()
+    if len(signatures) == 1:
+        return dict(interpreter.get_signature_runner().get_output_details())
+    return {detail["name"]: detail for detail in interpreter.get_output_details()}
+
+
+def _minimal_spec(path: Path, picture: Any, outputs: Mapping[str, Any]) -> ModelSpec:
+    found = []
+    for name, detail in sorted(outputs.items()):
+        task = TASKS.get(name)
+        # Landmarks are offsets from a mean shape that only a manifest tells.
+        if task is None or task.kind is Kind.LANDMARKS:
+            continue
+        if int(np.prod(detail["shape"])) == int(np.prod(task.output_shape)):
+            found.append(OutputSpec(name=name, task=name, shape=task.output_shape, classes=task.classes))
+    side = int(picture["shape"][1]) if len(picture["shape"]) == 4 else 0
+    return ModelSpec(name=path.stem, input_px=side, outputs=tuple(found))
+
+
+def _observed_precision(interpreter: Any, outputs: Mapping[str, Any]) -> str:
+    if all(detail["dtype"] == np.int8 for detail in outputs.values()):
+        return "w8a8"
+    kinds = {detail["dtype"] for detail in interpreter.get_tensor_details()}
+    if np.int8 in kinds:
+        return "w8a32"
+    return "fp16" if np.float16 in kinds else "fp32"
