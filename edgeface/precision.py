@@ -21,8 +21,19 @@ PRECISIONS: dict[str, tuple[str, ...]] = {
 
 TARGETS = tuple(PRECISIONS)
 
+IOS_VERSIONS = (16, 17, 18)
+IOS = 17
+# Core ML quantizes activations since iOS 17.
+LEAST_IOS = {"w8a8": 17}
 
-def check(target: str, precision: str, *, where: str) -> None:
+
+def of_target(target: str, *, ios: int = IOS) -> tuple[str, ...]:
+    """Every precision a target takes; () for an unknown target."""
+    taken = PRECISIONS.get(target, ())
+    return tuple(p for p in taken if target != "ios" or ios >= LEAST_IOS.get(p, 0))
+
+
+def check(target: str, precision: str, *, where: str, ios: int = IOS) -> None:
     """Refuse a pair that is not in the table.
 
     Raises:
@@ -41,4 +52,11 @@ def check(target: str, precision: str, *, where: str) -> None:
             expected=f"one of {', '.join(map(repr, PRECISIONS[target]))}",
             where=where,
             do="Choose one of them",
+        )
+    if precision not in of_target(target, ios=ios):
+        raise UnsupportedError(
+            f"{precision!r} for iOS {ios}; it needs iOS {LEAST_IOS[precision]}",
+            expected=f"one of {', '.join(map(repr, of_target(target, ios=ios)))}",
+            where=where,
+            do=f"Type --ios {LEAST_IOS[precision]}, or another --precision",
         )

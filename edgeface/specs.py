@@ -33,6 +33,7 @@ RUNTIMES = (
     "openvino",
     "onnxruntime",
     "mil",
+    "mil-fp16",
     "coreml",
 )
 STAGES = ("teacher", "student", "qat")

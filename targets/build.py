@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distill.stages import load_network
 from edgeface.checkpoint import Checkpoint, load_checkpoint
-from edgeface.config import to_plain
 from edgeface.errors import BudgetError, MissingToolError, ModelError, OutputError, UnsupportedError
 from edgeface.files import write_folder
-from edgeface.precision import PRECISIONS, check
+from edgeface.precision import IOS, PRECISIONS, check, of_target
 from edgeface.runs import is_run
-from quantize.graph import trace
+from edgeface.specs import ModelSpec
+from quantize.graph import Graph, trace
+from quantize.grid import Quantized, snap
 from quantize.qat import load_qat
-from targets import bundle, tflite
-from targets.litert import TfliteRunner
+from targets import artifacts, bundle
 from targets.parity import compare
 from targets.program import check_outputs
-from targets.runners import open_model
+from targets.runners import SimulatedRunner, open_file, open_model
 
-BUILDABLE = ("android",)
-
-_WRITERS = {"fp32": tflite.write_fp32, "fp16": tflite.write_fp16, "w8a32": tflite.write_w8a32}
+Report = Callable[[str, float], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,10 @@ def build(
     target: str = "android",
     precisions: Sequence[str] | None = None,
     out: Path = Path("out"),
-    report: Callable[[str, float], None] | None = None,
+    ios: int = IOS,
+    float_input: bool = False,
+    floats: frozenset[str] = frozenset(),
+    report: Report | None = None,
 ) -> Path:
     """Write a bundle.
 
@@ -65,6 +70,9 @@ def build(
         target: One of precision.TARGETS.
         precisions: Of the files; None takes every one of the target.
         out: The bundle becomes `out/TARGET`; an earlier bundle there is replaced when this one is whole.
+        ios: Least iOS version the Core ML files run on, one of precision.IOS_VERSIONS.
+        float_input: Whether the files take standardized float values in place of the uint8 picture.
+        floats: Layers that the w8a8 file computes in float.
         report: Told of each step and its seconds.
 
     Returns:
@@ -72,48 +80,35 @@ def build(
 
     Raises:
         UnsupportedError: The target does not take a precision, or the checkpoint cannot give it.
-        MissingToolError: edgeface does not build for this target yet, or its tool-kit is not installed.
+        MissingToolError: The target's tool-kit is not installed.
         BudgetError: A file does not agree with the student it was built from.
         OutputError: `out/TARGET` holds something else, or cannot be written.
     """
-    wanted = tuple(dict.fromkeys(precisions)) if precisions is not None else PRECISIONS.get(target, ())
+    wanted = tuple(dict.fromkeys(precisions)) if precisions is not None else of_target(target, ios=ios)
     for precision in wanted or ("",):
-        check(target, precision, where="build")
-    if target not in BUILDABLE:
-        raise MissingToolError(
-            f"edgeface does not build for {target!r} yet",
-            expected=f"one of {', '.join(map(repr, BUILDABLE))}",
-            where="build --target",
-            do="Build for android",
-        )
-    sources = find_sources(checkpoint, wanted)
+        check(target, precision, where="build", ios=ios)
+    sources = find_sources(checkpoint, wanted, target=target)
     folder = out / target
     _refuse_other_content(folder)
     spec = sources.named.model
     clock = _Clock(report)
     images = bundle.golden_faces(spec)
-    clock.lap("golden faces")
-    with write_folder(folder) as aside:
-        files = {precision: aside / f"{spec.name}.{precision}.tflite" for precision in wanted}
-        floats = [precision for precision in wanted if precision != "w8a8"]
+    graph = quantized = None
+    if sources.student is not None:
+        graph = trace(load_network(sources.student).eval())
+        check_outputs(graph, spec)
+    if sources.qat is not None:
+        fake_quant = load_qat(sources.qat)
+        quantized = fake_quant.quantized()
         if floats:
-            assert sources.student is not None
-            graph = trace(load_network(sources.student).eval())
-            check_outputs(graph, spec)
-            lowered = tflite.lower(graph)
-            clock.lap("convert")
-            for precision in floats:
-                _WRITERS[precision](lowered, files[precision])
-                clock.lap(f"write {precision}")
-        if "w8a8" in wanted:
-            assert sources.qat is not None
-            quantized = load_qat(sources.qat).quantized()
-            check_outputs(quantized.graph, spec)
-            tflite.write_w8a8(quantized, files["w8a8"])
-            clock.lap("write w8a8")
+            quantized = snap(quantized.graph, activations=quantized.activations, floats=floats)
+        check_outputs(quantized.graph, spec)
+    clock.lap("read checkpoints")
+    with write_folder(folder) as aside:
+        files = {precision: aside / f"{spec.name}.{precision}{artifacts.SUFFIXES[target]}" for precision in wanted}
+        _write(target, files, graph, quantized, spec, ios=ios, float_input=float_input, lap=clock.lap)
         for precision, path in files.items():
-            tflite.annotate(path, {"schema": 1, "model": to_plain(spec), "precision": precision})
-            _check_file(path, precision, sources, images)
+            _check_file(path, precision, sources, images, quantized=quantized)
         clock.lap("check against the student")
         bundle.write_bundle(
             aside,
@@ -126,17 +121,118 @@ def build(
                 if source is not None
             },
             images=images,
+            quantized=quantized,
+            float_input=float_input,
+            ios=ios if target == "ios" else None,
         )
         clock.lap("bundle")
     return folder
 
 
-def find_sources(path: Path, precisions: Sequence[str]) -> Sources:
+def build_many(
+    checkpoint: Path,
+    wanted: Mapping[str, Sequence[str] | None],
+    *,
+    out: Path,
+    report: Callable[[str, str, float], None] | None = None,
+    **options: Any,
+) -> dict[str, Path | MissingToolError]:
+    """Build for several targets side by side, each in a process of its own: tool-kits take seconds to load.
+
+    Args:
+        checkpoint: As for `build`.
+        wanted: Target to precisions, as for `build`.
+        out: As for `build`.
+        report: Told of each target's steps and their seconds, when that target is done.
+        options: The rest of `build`.
+
+    Returns:
+        Target to its bundle, or to the reason why its tool-kit cannot build here.
+
+    Raises:
+        EdgefaceError: As `build`; other targets are finished first.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found: dict[str, Path | MissingToolError] = {}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=min(cores, len(wanted)), mp_context=context) as pool:
+        # The slowest first, so that none of them starts last and alone.
+        order = sorted(wanted, key=lambda target: _SLOWEST_FIRST.index(target))
+        running = {
+            target: pool.submit(_build_apart, checkpoint, target, wanted[target], out, options) for target in order
+        }
+        for target, job in running.items():
+            try:
+                found[target], laps = job.result()
+            except MissingToolError as error:
+                found[target] = error
+                continue
+            for step, seconds in laps if report is not None else ():
+                assert report is not None
+                report(target, step, seconds)
+    return {target: found[target] for target in wanted}
+
+
+_SLOWEST_FIRST = ("ios", "android", "openvino", "onnx")
+
+
+def _build_apart(
+    checkpoint: Path, target: str, precisions: Sequence[str] | None, out: Path, options: Mapping[str, Any]
+) -> tuple[Path, list[tuple[str, float]]]:
+    import torch
+
+    torch.set_num_threads(1)
+    laps: list[tuple[str, float]] = []
+    folder = build(
+        checkpoint,
+        target=target,
+        precisions=precisions,
+        out=out,
+        report=lambda step, seconds: laps.append((step, seconds)),
+        **options,
+    )
+    return folder, laps
+
+
+def _write(
+    target: str,
+    files: Mapping[str, Path],
+    graph: Graph | None,
+    quantized: Quantized | None,
+    model: ModelSpec,
+    *,
+    ios: int,
+    float_input: bool,
+    lap: Callable[[str], None],
+) -> None:
+    match target:
+        case "android":
+            from targets import tflite
+
+            tflite.write(files, graph=graph, quantized=quantized, model=model, float_input=float_input, lap=lap)
+        case "openvino":
+            from targets import openvino
+
+            openvino.write(files, graph=graph, quantized=quantized, model=model, float_input=float_input, lap=lap)
+        case "onnx":
+            from targets import onnx
+
+            onnx.write(files, graph=graph, quantized=quantized, model=model, float_input=float_input, lap=lap)
+        case "ios":
+            from targets import coreml
+
+            coreml.write(
+                files, graph=graph, quantized=quantized, model=model, float_input=float_input, ios=ios, lap=lap
+            )
+
+
+def find_sources(path: Path, precisions: Sequence[str], *, target: str = "android") -> Sources:
     """The checkpoints that the wanted precisions need.
 
     Args:
         path: A run, or a checkpoint of it.
         precisions: Wanted.
+        target: What a refusal names the other precisions of.
 
     Raises:
         ModelError: No checkpoint there, or the float student that a QAT checkpoint was made from is gone.
@@ -150,7 +246,7 @@ def find_sources(path: Path, precisions: Sequence[str]) -> Sources:
         student = float_student(checkpoint) if needs_float else None
         return Sources(student=student, qat=checkpoint if "w8a8" in precisions else None)
     if "w8a8" in precisions:
-        others = [precision for precision in PRECISIONS["android"] if precision != "w8a8"]
+        others = [precision for precision in PRECISIONS[target] if precision != "w8a8"]
         raise UnsupportedError(
             f"w8a8 from a float {checkpoint.kind}",
             expected="a checkpoint that has been through quantization-aware training",
@@ -183,11 +279,14 @@ def float_student(qat: Checkpoint) -> Checkpoint:
     )
 
 
-def _check_file(path: Path, precision: str, sources: Sources, images: NDArray[np.uint8]) -> None:
+def _check_file(
+    path: Path, precision: str, sources: Sources, images: NDArray[np.uint8], *, quantized: Quantized | None
+) -> None:
     source = sources.qat if precision == "w8a8" else sources.student
     assert source is not None
-    reference = open_model(source.folder)
-    model = TfliteRunner(path, spec=source.model, runtime="tflite-xnnpack", precision=precision, threads=1)
+    mixed = precision == "w8a8" and quantized is not None and quantized.floats
+    reference = SimulatedRunner(quantized, source.model) if mixed and quantized else open_model(source.folder)
+    model = open_file(path, spec=source.model, precision=precision)
     found = compare(reference, model, images=images)
     if not found.passed:
         worst = min(found.outputs, key=lambda name: found.outputs[name].sqnr_db)

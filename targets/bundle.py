@@ -1,6 +1,6 @@
 """The bundle: the folder an app team receives.
 
-NAME.PRECISION.tflite   one file per precision
+NAME.PRECISION.SUFFIX   one model per precision: .tflite, .mlpackage, .xml with its .bin, .onnx
 manifest.json           pre- and post-processing as data, digests, where everything comes from
 golden.npz              synthetic faces and the raw outputs of each file, so that a bundle can check itself anywhere
 EdgeFace.kt             the same pre- and post-processing in Kotlin
@@ -27,12 +27,15 @@ from edgeface.files import sha256_file, write_bytes, write_json
 from edgeface.provenance import commit, versions
 from edgeface.specs import ModelSpec, OutputSpec
 from edgeface.tasks import TASKS, Kind
+from quantize.grid import Quantized
+from targets import artifacts
 from targets.kotlin import kotlin
 from targets.litert import TfliteRunner
 from targets.model_card import model_card
 from targets.parity import difference
 from targets.program import lossless_grid_of
-from targets.runners import MANIFEST, open_model
+from targets.protocol import Grids, TimedRunner
+from targets.runners import MANIFEST, open_file, open_model
 
 SCHEMA = 1
 GOLDEN = "golden.npz"
@@ -56,7 +59,7 @@ _UNITS = {Kind.LANDMARKS: "crop sides", Kind.AGE: "logit", Kind.CLASSES: "logit"
 
 # Least signal-to-noise ratio of a file's golden answers on another machine than the one that wrote them. int8
 # arithmetic is the same everywhere; float sums differ in order; dynamic int8 amplifies that at the edge of a step.
-_FLOORS_DB = {"fp32": 60.0, "fp16": 45.0, "w8a32": 15.0, "w8a8": 15.0}
+_FLOORS_DB = {"fp32": 60.0, "fp16": 45.0, "w8a32": 15.0, "w8": 45.0, "p6": 45.0, "w8a8": 15.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +99,9 @@ def write_bundle(
     files: Mapping[str, Path],
     checkpoints: Mapping[str, Checkpoint],
     images: NDArray[np.uint8],
+    quantized: Quantized | None = None,
+    float_input: bool = False,
+    ios: int | None = None,
 ) -> None:
     """Write everything but the model files, which lie in the folder already.
 
@@ -106,19 +112,27 @@ def write_bundle(
         files: Precision to model file.
         checkpoints: Stage name to the checkpoint it was built from.
         images: Golden faces.
+        quantized: What the w8a8 file holds.
+        float_input: Whether the files take standardized float values.
+        ios: Least iOS version of Core ML files.
     """
     golden: dict[str, NDArray[Any]] = {"images": images}
     entries: dict[str, Any] = {}
     for precision, path in files.items():
-        runner = TfliteRunner(path, spec=spec, runtime="tflite-xnnpack", precision=precision, threads=1)
-        for name, codes in runner.run_codes(images).items():
-            golden[f"{precision}/{name}"] = codes
+        runner = open_file(path, spec=spec, precision=precision)
+        for name, values in _answers(runner, images).items():
+            golden[f"{precision}/{name}"] = values
+        grids: Grids = {}
+        if precision == "w8a8" and quantized is not None:
+            whole = [output.name for output in spec.outputs if not quantized.is_float(output.name)]
+            grids = {name: quantized.output_grid(name) for name in whole}
         entries[path.name] = {
             "precision": precision,
-            "size_bytes": path.stat().st_size,
-            "sha256": sha256_file(path),
+            **artifacts.entry(path),
             "macs": runner.macs,
-            "grids": {name: {"scale": scale, "zero_point": zero} for name, (scale, zero) in runner.grids.items()},
+            "grids": {name: {"scale": scale, "zero_point": zero} for name, (scale, zero) in grids.items()},
+            "float_layers": sorted(quantized.floats) if precision == "w8a8" and quantized is not None else [],
+            "golden_runtime": runner.runtime,
         }
     np.savez_compressed(folder / GOLDEN, allow_pickle=False, **golden)
     provenances = [checkpoint.manifest["provenance"] for checkpoint in checkpoints.values()]
@@ -127,7 +141,7 @@ def write_bundle(
         "target": target,
         "name": spec.name,
         "model": to_plain(spec),
-        "input": input_contract(spec),
+        "input": input_contract(spec, target=target, float_input=float_input),
         "crop": crop_contract(spec),
         "outputs": [output_contract(output) for output in spec.outputs],
         "files": entries,
@@ -138,9 +152,11 @@ def write_bundle(
         "research_only": any(source["research_only"] for source in provenances),
         "versions": versions(),
         "commit": commit(),
+        **({} if ios is None else {"ios": ios}),
     }
     write_json(folder / MANIFEST, manifest)
-    write_bytes(folder / KOTLIN, kotlin(manifest).encode())
+    if target == "android":
+        write_bytes(folder / KOTLIN, kotlin(manifest).encode())
     write_model_card(folder)
 
 
@@ -152,14 +168,19 @@ def write_model_card(folder: Path) -> None:
     write_bytes(folder / CARD, model_card(manifest, scorecard).encode())
 
 
-def input_contract(spec: ModelSpec) -> dict[str, Any]:
+def _answers(runner: TimedRunner, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    """What a file answers: the integers themselves where they leave the file."""
+    return runner.run_codes(images) if isinstance(runner, TfliteRunner) else dict(runner.run(images))
+
+
+def input_contract(spec: ModelSpec, *, target: str = "android", float_input: bool = False) -> dict[str, Any]:
     """How the input tensor is filled."""
     grid = lossless_grid_of(spec.mean, spec.std)
     return {
         "name": "image",
         "shape": [1, spec.input_px, spec.input_px, 3],
         "layout": "NHWC",
-        "type": "uint8",
+        "type": "float32" if float_input else "image" if target == "ios" else "uint8",
         "colour_order": "RGB",
         "values": [0, 255],
         "mean": list(spec.mean),
@@ -241,12 +262,12 @@ def read_golden(folder: Path) -> dict[str, NDArray[Any]]:
         raise ModelError(f"cannot be read ({error})", where=str(path), do="Build the bundle again") from error
 
 
-def verify(folder: Path, *, runtime: str = "tflite-xnnpack", threads: int = 1) -> Sequence[Verified]:
+def verify(folder: Path, *, runtime: str | None = None, threads: int = 1) -> Sequence[Verified]:
     """Run a bundle's golden faces through each of its files and compare with the answers it was shipped with.
 
     Args:
         folder: The bundle.
-        runtime: What runs the files.
+        runtime: What runs the files; None takes the first that runs their kind.
         threads: CPU threads.
 
     Raises:
@@ -257,8 +278,7 @@ def verify(folder: Path, *, runtime: str = "tflite-xnnpack", threads: int = 1) -
     for name, entry in manifest["files"].items():
         precision = str(entry["precision"])
         runner = open_model(folder / name, runtime=runtime, threads=threads)
-        assert isinstance(runner, TfliteRunner)
-        codes = runner.run_codes(golden["images"])
+        codes = _answers(runner, golden["images"])
         keys = {output: f"{precision}/{output}" for output in codes}
         missing = [key for key in keys.values() if key not in golden]
         if missing:
@@ -266,7 +286,7 @@ def verify(folder: Path, *, runtime: str = "tflite-xnnpack", threads: int = 1) -
         same = all(np.array_equal(codes[output], golden[key]) for output, key in keys.items())
         ratios = [difference(golden[key], codes[output], lsb=None).sqnr_db for output, key in keys.items()]
         # XNNPACK wrote the answers and computes int8 alike on every CPU; other kernels round by a few steps otherwise.
-        must_be_same = precision == "w8a8" and runtime == "tflite-xnnpack"
+        must_be_same = precision == "w8a8" and runner.runtime == "tflite-xnnpack"
         passed = same if must_be_same else min(ratios) >= _FLOORS_DB[precision]
         found.append(Verified(file=name, precision=precision, bit_identical=same, sqnr_db=min(ratios), passed=passed))
     return found

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from edgeface.errors import DataError, ModelError
 from edgeface.evaluate import Outputs
 from quantize.grid import simulate
-from targets.litert import TfliteRunner
+from quantize.rounding import Kernels
 from targets.protocol import TimedRunner
 from targets.runners import CheckpointRunner
 
 # A whole step, with room for the float32 rounding of (code − zero point)·scale on either side.
 ONE_LSB = 1.0 + 1e-3
 SAME = 1e-3
+FLOAT_OUTPUT_DB = 40.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +31,17 @@ class Rule:
 
     Attributes:
         within_1_lsb: Least share of values within one LSB, or None.
+        exact: Least share of values on the same step, or None.
         sqnr_db: Least signal-to-noise ratio of each output, or None.
     """
 
     within_1_lsb: float | None = None
+    exact: float | None = None
     sqnr_db: float | None = None
 
+
+_FP32, _FP16, _BYTES, _PALETTE = Rule(sqnr_db=80.0), Rule(sqnr_db=45.0), Rule(sqnr_db=25.0), Rule(sqnr_db=12.0)
+_SAME_GRID = Rule(within_1_lsb=1.0, exact=0.998)
 
 # (reference's precision, model's precision, model's runtime) to rule. The ratios are floors well below what correct
 # files show and far above what a wrong layer leaves: float32 sums in another order keep above 100 dB; weights in half
@@ -43,12 +49,19 @@ class Rule:
 RULES: dict[tuple[str, str, str], Rule] = {
     ("fake-quant", "w8a8", "tflite-xnnpack"): Rule(within_1_lsb=1.0),
     ("fake-quant", "w8a8", "tflite-builtin"): Rule(sqnr_db=15.0),
+    ("fake-quant", "w8a8", "openvino"): _SAME_GRID,
+    ("fake-quant", "w8a8", "mil"): _SAME_GRID,
+    ("fake-quant", "w8a8", "onnxruntime"): Rule(sqnr_db=15.0),
     **{
-        ("fp32", precision, runtime): Rule(sqnr_db=floor)
-        for precision, floor in (("fp32", 80.0), ("fp16", 45.0), ("w8a32", 15.0))
-        for runtime in ("tflite-xnnpack", "tflite-builtin", "torch")
+        ("fp32", precision, runtime): rule
+        for precision, rule in (("fp32", _FP32), ("fp16", _FP16), ("w8a32", Rule(sqnr_db=15.0)))
+        for runtime in ("tflite-xnnpack", "tflite-builtin", "torch", "openvino", "onnxruntime")
     },
+    **{("fp32", precision, "mil"): rule for precision, rule in (("fp16", _FP16), ("w8", _BYTES), ("p6", _PALETTE))},
 }
+
+# Runtimes whose w8a8 arithmetic is a family of quantize/rounding.py, held to it bit for bit.
+SIMULATED: dict[str, Kernels] = {"tflite-xnnpack": "xnnpack"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +175,9 @@ def compare(
         samples=len(images),
         simulator=simulator,
         rule=rule,
-        passed=None if rule is None else _holds(rule, outputs) and simulator in (None, 1.0),
+        passed=None
+        if rule is None
+        else _holds(rule, outputs, floats=_float_outputs(reference)) and simulator in (None, 1.0),
     )
 
 
@@ -194,23 +209,27 @@ def difference(reference: NDArray[np.float32], model: NDArray[np.float32], *, ls
 def simulator_share(
     reference: TimedRunner, model: TimedRunner, *, images: NDArray[np.uint8], batch: int = 64
 ) -> float | None:
-    """Share of a w8a8 file's integer outputs that equal the integer simulator's, or None for other pairs.
+    """Share of a w8a8 file's outputs on the step that the integer simulator gives, or None for other pairs.
 
-    Only XNNPACK's kernels are held to it; TFLite's optimised built-in ones choose their rounding per kernel and CPU.
+    Only runtimes in SIMULATED are held to it; TFLite's optimised built-in kernels choose their rounding per CPU.
     """
     if not isinstance(reference, CheckpointRunner) or reference.quantized is None:
         return None
-    if not isinstance(model, TfliteRunner) or model.precision != "w8a8" or model.runtime != "tflite-xnnpack":
+    if model.precision != "w8a8" or model.runtime not in SIMULATED:
         return None
     same = total = 0
     for start in range(0, len(images), batch):
         part = np.asarray(images[start : start + batch])
-        simulated = simulate(reference.quantized, part, kernels="xnnpack")
-        codes = model.run_codes(part)
-        for name, expected in simulated.items():
-            same += int((codes[name].reshape(expected.shape) == expected).sum())
-            total += expected.size
-    return same / total
+        simulated = simulate(reference.quantized, part, kernels=SIMULATED[model.runtime])
+        found = model.run(part)
+        for name, codes in simulated.items():
+            if reference.quantized.is_float(name):
+                continue
+            scale, zero_point = reference.quantized.output_grid(name)
+            steps = found[name].astype(np.float64) / scale + zero_point
+            same += int((np.abs(steps.reshape(codes.shape) - codes) <= SAME).sum())
+            total += codes.size
+    return same / total if total else None
 
 
 def _names(runner: TimedRunner) -> set[str]:
@@ -223,9 +242,22 @@ def _decibels(signal: float, noise: float) -> float:
     return float(10.0 * np.log10(signal / noise)) if signal > 0.0 else float("-inf")
 
 
-def _holds(rule: Rule, outputs: Mapping[str, Difference]) -> bool:
-    for found in outputs.values():
+def _float_outputs(reference: TimedRunner) -> set[str]:
+    """Outputs that leave a network on the integer grid in float, because its last layer is one of `floats`."""
+    quantized = getattr(reference, "quantized", None)
+    return set() if quantized is None else {name for name in _names(reference) if quantized.is_float(name)}
+
+
+def _holds(rule: Rule, outputs: Mapping[str, Difference], *, floats: set[str]) -> bool:
+    for name, found in outputs.items():
+        if name in floats:
+            # One step of a layer before it is all that may differ.
+            if not found.sqnr_db >= FLOAT_OUTPUT_DB:
+                return False
+            continue
         if rule.within_1_lsb is not None and (found.within_1_lsb is None or found.within_1_lsb < rule.within_1_lsb):
+            return False
+        if rule.exact is not None and found.exact < rule.exact:
             return False
         if rule.sqnr_db is not None and not found.sqnr_db >= rule.sqnr_db:
             return False

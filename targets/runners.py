@@ -11,7 +11,7 @@ opened at once; any other is first run in a process of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,20 +21,151 @@ from numpy.typing import NDArray
 
 from edgeface.checkpoint import Checkpoint, load_checkpoint
 from edgeface.config import from_plain
-from edgeface.errors import ConfigError, MissingToolError, ModelError, UnsupportedError, UsageError
+from edgeface.errors import ConfigError, ModelError, UnsupportedError, UsageError
 from edgeface.evaluate import Outputs
-from edgeface.files import read_json, sha256_file
+from edgeface.files import read_json
 from edgeface.models.runner import TorchRunner
 from edgeface.runs import is_run
 from edgeface.specs import RUNTIMES, ModelSpec
-from quantize.grid import Quantized
-from targets.litert import TFLITE_RUNTIMES, TfliteRunner, probe
+from quantize.grid import Quantized, dequantize, simulate
+from targets import artifacts
+from targets.litert import TFLITE_RUNTIMES
 from targets.protocol import Grids, TimedRunner
 
 MANIFEST = "manifest.json"
 
-# Files of targets that edgeface does not build or run yet.
-_FOREIGN = {".mlpackage": "coreml", ".mlmodel": "coreml", ".xml": "openvino", ".onnx": "onnxruntime"}
+Opener = Callable[..., TimedRunner]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """One kind of model file.
+
+    Attributes:
+        target: The target whose files these are.
+        runtimes: What runs them; the first is the default.
+        magic: Whether a file's first bytes can be of this kind; None for folders.
+        open: (path, spec=, runtime=, precision=, threads=) to a runner.
+        probe: Raises ModelError when a file cannot be run, without harm to this process.
+        note: What edgeface wrote into a file; {} for files of others.
+    """
+
+    target: str
+    runtimes: tuple[str, ...]
+    magic: Callable[[bytes], bool] | None
+    open: Opener
+    probe: Callable[[Path], None]
+    note: Callable[[Path], Mapping[str, Any]]
+
+
+def _open_tflite(path: Path, **options: Any) -> TimedRunner:
+    from targets.litert import TfliteRunner
+
+    return TfliteRunner(path, **options)
+
+
+def _probe_tflite(path: Path) -> None:
+    from targets.litert import probe
+
+    probe(path)
+
+
+def _note_tflite(path: Path) -> Mapping[str, Any]:
+    from targets.tflite import read_note
+
+    return read_note(path.read_bytes())
+
+
+def _open_openvino(path: Path, **options: Any) -> TimedRunner:
+    from targets.openvino import OpenvinoRunner
+
+    return OpenvinoRunner(path, **options)
+
+
+def _probe_openvino(path: Path) -> None:
+    from targets.openvino import probe
+
+    probe(path)
+
+
+def _note_openvino(path: Path) -> Mapping[str, Any]:
+    from targets.openvino import read_note
+
+    return read_note(path)
+
+
+def _open_onnx(path: Path, **options: Any) -> TimedRunner:
+    from targets.onnx import OnnxRunner
+
+    return OnnxRunner(path, **options)
+
+
+def _probe_onnx(path: Path) -> None:
+    from targets.onnx import probe
+
+    probe(path)
+
+
+def _note_onnx(path: Path) -> Mapping[str, Any]:
+    from targets.onnx import read_note
+
+    return read_note(path)
+
+
+def _open_coreml(path: Path, *, runtime: str, **options: Any) -> TimedRunner:
+    if runtime == "coreml":
+        from targets.coreml import CoremlRunner
+
+        return CoremlRunner(path, runtime=runtime, **options)
+    from targets.mil import MilRunner
+
+    return MilRunner(path, runtime=runtime, arithmetic="fp16" if runtime == "mil-fp16" else "fp32", **options)
+
+
+def _probe_coreml(path: Path) -> None:
+    """Nothing native reads the package here: edgeface's own executor does."""
+
+
+def _note_coreml(path: Path) -> Mapping[str, Any]:
+    from targets.coreml import read_note
+
+    return read_note(path)
+
+
+FORMATS: dict[str, Format] = {
+    ".tflite": Format(
+        target="android",
+        runtimes=TFLITE_RUNTIMES,
+        magic=lambda head: head[4:8] == b"TFL3",
+        open=_open_tflite,
+        probe=_probe_tflite,
+        note=_note_tflite,
+    ),
+    ".xml": Format(
+        target="openvino",
+        runtimes=("openvino",),
+        magic=lambda head: head.lstrip().startswith((b"<?xml", b"<net")),
+        open=_open_openvino,
+        probe=_probe_openvino,
+        note=_note_openvino,
+    ),
+    ".onnx": Format(
+        target="onnx",
+        runtimes=("onnxruntime",),
+        magic=lambda head: head[:1] == b"\x08",  # field 1 of the protobuf, ir_version
+        open=_open_onnx,
+        probe=_probe_onnx,
+        note=_note_onnx,
+    ),
+    ".mlpackage": Format(
+        target="ios",
+        runtimes=("mil", "mil-fp16", "coreml"),
+        magic=None,
+        open=_open_coreml,
+        probe=_probe_coreml,
+        note=_note_coreml,
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +194,7 @@ def open_model(
 
     Args:
         path: A run folder stands for its `qat/`.
-        runtime: One of specs.RUNTIMES; None takes torch for checkpoints and tflite-xnnpack for TFLite files.
+        runtime: One of specs.RUNTIMES; None takes torch for checkpoints and the first of its format for files.
         precision: Which file of a bundle; None takes w8a8, or the only one.
         threads: CPU threads of each run.
 
@@ -74,34 +205,39 @@ def open_model(
     """
     if threads < 1:
         raise UsageError(f"{threads} threads", expected="1 or more", where="--threads")
+    if runtime is not None and runtime not in RUNTIMES:
+        raise UsageError(f"{runtime!r}", expected=f"one of {', '.join(RUNTIMES)}", where="--runtime")
     found = locate(Path(path), precision=precision)
-    chosen = runtime or ("torch" if found.checkpoint is not None else "tflite-xnnpack")
-    if chosen not in RUNTIMES:
-        raise UsageError(f"{chosen!r}", expected=f"one of {', '.join(RUNTIMES)}", where="--runtime")
-    if chosen not in ("torch", *TFLITE_RUNTIMES):
-        raise MissingToolError(
-            f"edgeface {_version()} does not run models in {chosen!r}",
-            expected=f"one of {', '.join(('torch', *TFLITE_RUNTIMES))}",
-            where="--runtime",
-            do="Choose one of them",
-        )
-    if (chosen == "torch") != (found.checkpoint is not None):
-        raise UnsupportedError(
-            f"runtime {chosen!r}",
-            expected="'torch'" if found.checkpoint is not None else f"one of {', '.join(map(repr, TFLITE_RUNTIMES))}",
-            where=str(path),
-            do="Build it first: edgeface build" if found.checkpoint is not None else "Name the checkpoint instead",
-        )
     if found.checkpoint is not None:
+        if runtime not in (None, "torch"):
+            raise _other_runtime(runtime, ("torch",), where=str(path), do="Build it first: edgeface build")
         return _open_checkpoint(found.checkpoint, precision=precision, threads=threads, size_bytes=found.size_bytes)
     assert found.file is not None
+    kind = FORMATS[found.file.suffix]
+    chosen = runtime or kind.runtimes[0]
+    if chosen not in kind.runtimes:
+        do = "Name the checkpoint instead" if chosen == "torch" else "Choose one of them"
+        raise _other_runtime(chosen, kind.runtimes, where=str(path), do=do)
     spec, own = found.spec, found.precision
     if spec is None:
-        probe(found.file)
-        spec, own = _noted(found.file)
+        kind.probe(found.file)
+        spec, own = _noted(found.file, kind)
         if precision is not None and own and precision != own:
             raise UsageError(f"{precision!r}", expected=repr(own), where=f"--precision for {path}")
-    return TfliteRunner(found.file, spec=spec, runtime=chosen, precision=own, threads=threads)
+    return kind.open(found.file, spec=spec, runtime=chosen, precision=own, threads=threads)
+
+
+def open_file(
+    path: Path, *, spec: ModelSpec, precision: str, runtime: str | None = None, threads: int = 1
+) -> TimedRunner:
+    """Open a model file that is known to be whole, by the runtime named or the first of its format."""
+    kind = FORMATS[path.suffix]
+    return kind.open(path, spec=spec, runtime=runtime or kind.runtimes[0], precision=precision, threads=threads)
+
+
+def _other_runtime(runtime: str | None, accepted: Sequence[str], *, where: str, do: str) -> UnsupportedError:
+    expected = f"one of {', '.join(map(repr, accepted))}" if len(accepted) > 1 else repr(accepted[0])
+    return UnsupportedError(f"runtime {runtime!r}", expected=expected, where=where, do=do)
 
 
 def locate(path: Path, *, precision: str | None = None) -> Located:
@@ -119,7 +255,7 @@ def locate(path: Path, *, precision: str | None = None) -> Located:
                 where=str(path.parent),
                 do=f"Type `edgeface distill --resume`, or name {path.parent / 'student'}",
             )
-    if path.is_dir() and path.suffix not in _FOREIGN:
+    if path.is_dir() and path.suffix not in FORMATS:
         manifest = _read_manifest(path / MANIFEST)
         if "target" in manifest:
             return _locate_in_bundle(path, manifest, precision=precision)
@@ -128,21 +264,8 @@ def locate(path: Path, *, precision: str | None = None) -> Located:
         return Located(checkpoint=checkpoint, size_bytes=size)
     if not path.exists():
         raise ModelError("no such file or folder", expected="a model", where=str(path), do="Check the path")
-    if path.suffix in _FOREIGN:
-        raise MissingToolError(
-            f"edgeface {_version()} does not run {path.suffix} files",
-            expected="a checkpoint or a .tflite file",
-            where=str(path),
-            do="Build for android to have it measured",
-        )
     _check_identifier(path)
     return _beside_manifest(path, precision=precision)
-
-
-def _version() -> str:
-    from edgeface import __version__
-
-    return __version__
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -165,13 +288,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 def _locate_in_bundle(folder: Path, manifest: Mapping[str, Any], *, precision: str | None) -> Located:
     files = _manifest_files(manifest, where=folder / MANIFEST)
-    if manifest["target"] != "android":
-        raise MissingToolError(
-            f"edgeface {_version()} does not run bundles of target {manifest['target']!r}",
-            expected="'android'",
-            where=str(folder),
-        )
-    wanted = precision or ("w8a8" if len(files) > 1 else next(iter(files.values()))["precision"])
+    held = {entry["precision"] for entry in files.values()}
+    wanted = precision or ("w8a8" if "w8a8" in held or len(held) > 1 else held.pop())
     chosen = [name for name, entry in files.items() if entry["precision"] == wanted]
     if len(chosen) != 1:
         raise UsageError(
@@ -197,38 +315,48 @@ def _manifest_files(manifest: Mapping[str, Any], *, where: Path) -> dict[str, An
 
 def _vouched(path: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]) -> Located:
     """A file whose manifest says what it is, checked against its digest."""
-    if not path.is_file():
-        raise ModelError("is missing", expected="the file its manifest lists", where=str(path), do="Build it again")
-    if sha256_file(path) != entry["sha256"]:
-        raise ModelError(
-            "its content does not match the manifest's sha256",
-            expected="the file as it was built",
-            where=str(path),
-            do="Build it again, or copy it again",
-        )
+    artifacts.check(path, entry)
     try:
         spec = from_plain(ModelSpec, manifest["model"], where=str(path.parent / MANIFEST))
     except (ConfigError, KeyError) as error:
         raise ModelError(f"a model spec that is not valid ({error})", where=str(path.parent / MANIFEST)) from error
-    return Located(file=path, spec=spec, precision=str(entry["precision"]), size_bytes=path.stat().st_size)
+    return Located(file=path, spec=spec, precision=str(entry["precision"]), size_bytes=artifacts.size_bytes(path))
 
 
 def _check_identifier(path: Path) -> None:
-    with path.open("rb") as stream:
-        head = stream.read(8)
-    if len(head) < 8 or head[4:] != b"TFL3":
+    """Refuse what cannot be a model by its suffix and first bytes, before any tool-kit reads it."""
+    kind = FORMATS.get(path.suffix)
+    if kind is None:
         raise ModelError(
-            f"not a TFLite file (bytes 4 to 8 are {head[4:]!r})",
-            expected="b'TFL3' there",
+            f"a file whose name ends in {path.suffix!r}",
+            expected=f"one that ends in {', '.join(FORMATS)}",
             where=str(path),
-            do="Name a .tflite file, a checkpoint, a run or a bundle",
+            do="Name a model file, a checkpoint, a run or a bundle",
+        )
+    if path.is_dir() != (kind.magic is None):
+        raise ModelError(
+            "a folder" if path.is_dir() else "a file",
+            expected=f"a {path.suffix} {'folder' if kind.magic is None else 'file'}",
+            where=str(path),
+            do="Name a whole model",
+        )
+    if kind.magic is None:
+        return
+    with path.open("rb") as stream:
+        head = stream.read(64)
+    if not kind.magic(head):
+        raise ModelError(
+            f"not a {path.suffix} file (it begins with {head[:8]!r})",
+            expected=f"a {path.suffix} file",
+            where=str(path),
+            do="Name a model file, a checkpoint, a run or a bundle",
         )
 
 
 def _beside_manifest(path: Path, *, precision: str | None) -> Located:
     """A file by itself: its bundle's manifest tells the rest, when it lies beside it and lists the file."""
     manifest_path = path.parent / MANIFEST
-    found = Located(file=path, size_bytes=path.stat().st_size, precision="")
+    found = Located(file=path, size_bytes=artifacts.size_bytes(path), precision="")
     if manifest_path.is_file():
         manifest = _read_manifest(manifest_path)
         if "target" in manifest:
@@ -240,11 +368,9 @@ def _beside_manifest(path: Path, *, precision: str | None) -> Located:
     return found
 
 
-def _noted(path: Path) -> tuple[ModelSpec | None, str]:
+def _noted(path: Path, kind: Format) -> tuple[ModelSpec | None, str]:
     """Spec and precision that a file of ours carries in its metadata."""
-    from targets.tflite import read_note
-
-    note = read_note(path.read_bytes())
+    note = kind.note(path)
     try:
         return from_plain(ModelSpec, note["model"], where=str(path)), str(note["precision"])
     except (ConfigError, KeyError, TypeError):  # a file of someone else
@@ -302,6 +428,48 @@ class CheckpointRunner(TorchRunner):
             return super().run(batch)
         finally:
             torch.set_num_threads(before)
+
+    def prepare(self, seed: int) -> Callable[[], None]:
+        """See TimedRunner.prepare."""
+        side = self.spec.input_px
+        picture = np.random.default_rng(seed).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
+
+        def once() -> None:
+            self.run(picture)
+
+        return once
+
+
+class SimulatedRunner:
+    """A network on the integer grid, computed by the simulator: what a file with float layers is held against.
+
+    Attributes:
+        quantized: The network.
+    """
+
+    runtime = "torch"
+    precision = "fake-quant"
+    threads = 1
+    size_bytes = 0
+
+    def __init__(self, quantized: Quantized, spec: ModelSpec) -> None:
+        self.quantized = quantized
+        self.spec = spec
+
+    @property
+    def grids(self) -> Grids:
+        names = [output.name for output in self.spec.outputs]
+        return {name: self.quantized.output_grid(name) for name in names if not self.quantized.is_float(name)}
+
+    @property
+    def macs(self) -> int | None:
+        from quantize.graph import macs
+
+        return macs(self.quantized.graph)
+
+    def run(self, batch: NDArray[np.uint8]) -> Outputs:
+        """See evaluate.Runner.run."""
+        return dequantize(self.quantized, simulate(self.quantized, batch))
 
     def prepare(self, seed: int) -> Callable[[], None]:
         """See TimedRunner.prepare."""

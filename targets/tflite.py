@@ -26,8 +26,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edgeface.config import to_plain
 from edgeface.errors import EdgefaceError, MissingToolError, ModelError
 from edgeface.files import write_bytes
+from edgeface.specs import ModelSpec
 from quantize.graph import INPUT, Graph, Node
 from quantize.grid import Quantized, require_input_grid
 from targets.program import Entry, Program, channels_last_weight, lossless_grid
@@ -79,6 +81,40 @@ def lower(graph: Graph) -> Lowered:
         return Lowered(graph=graph, content=_pack(model), activations={})
     activations = _name_tensors(model, graph)
     return Lowered(graph=graph, content=_pack(model), activations=activations)
+
+
+def write(
+    files: Mapping[str, Path],
+    *,
+    graph: Graph | None,
+    quantized: Quantized | None,
+    model: ModelSpec,
+    float_input: bool = False,
+    lap: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Write every wanted file.
+
+    Args:
+        files: Precision to the file to write.
+        graph: Of the float precisions.
+        quantized: Of w8a8.
+        model: Goes into each file's metadata.
+        float_input: Not served yet.
+        lap: Told of each step when it is done.
+    """
+    writers = {"fp32": write_fp32, "fp16": write_fp16, "w8a32": write_w8a32}
+    if any(precision in writers for precision in files):
+        assert graph is not None
+        lowered = lower(graph)
+        lap("convert")
+    for precision, path in files.items():
+        if precision == "w8a8":
+            assert quantized is not None
+            write_w8a8(quantized, path)
+        else:
+            writers[precision](lowered, path)
+        annotate(path, {"schema": 1, "model": to_plain(model), "precision": precision})
+        lap(f"write {precision}")
 
 
 def write_fp32(lowered: Lowered, path: Path) -> None:

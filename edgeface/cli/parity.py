@@ -96,5 +96,6 @@ def _rule(found: Parity) -> str:
     if found.rule is None:
         return ""
     if found.rule.within_1_lsb is not None:
-        return f" (asked: {found.rule.within_1_lsb:.0%} of values within 1 LSB)"
+        same = "" if found.rule.exact is None else f", {found.rule.exact:.1%} on the same step"
+        return f" (asked: {found.rule.within_1_lsb:.0%} of values within 1 LSB{same})"
     return f" (asked: {found.rule.sqnr_db:.0f} dB on each output)"

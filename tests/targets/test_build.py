@@ -48,8 +48,9 @@ def test_another_student_beside_it_is_refused_twin(run_folder: Path, tmp_path: P
     [
         ("android", ["p6"], UnsupportedError),
         ("windows", None, UnsupportedError),
-        ("ios", None, MissingToolError),
-        ("openvino", ["w8a8"], MissingToolError),
+        ("ios", ["w8a32"], UnsupportedError),
+        ("openvino", ["w8"], UnsupportedError),
+        ("onnx", ["fp16"], UnsupportedError),
     ],
 )
 def test_what_cannot_be_built_is_refused_before_any_work(
@@ -163,7 +164,7 @@ def test_bench_verb_answers_by_the_contract(bundle_folder: Path, capsys: pytest.
     ("arguments", "code"),
     [
         (lambda run: ["build", str(run / "student"), "--target", "android"], 2),
-        (lambda run: ["build", str(run), "--target", "ios"], 3),
+        (lambda run: ["build", str(run), "--target", "ios", "--ios", "16", "--precision", "w8a8"], 2),
         (lambda run: ["build", str(run), "--target", "android", "--precision", "p6"], 2),
         (lambda run: ["build", str(run / "absent"), "--target", "android"], 2),
         (lambda run: ["build", str(run)], 2),

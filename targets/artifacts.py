@@ -1,0 +1,65 @@
+"""What a model file is on disk: the suffix of each target, the parts a model may consist of, and their digests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgeface.errors import ModelError
+from edgeface.files import sha256_file, sha256_json
+
+SUFFIXES = {"android": ".tflite", "ios": ".mlpackage", "openvino": ".xml", "onnx": ".onnx"}
+
+
+def parts(path: Path) -> Iterator[Path]:
+    """Every file a model consists of: an .xml and the .bin beside it, what an .mlpackage folder holds, or itself."""
+    if path.is_dir():
+        yield from sorted(file for file in path.rglob("*") if file.is_file())
+        return
+    yield path
+    if path.suffix == ".xml":
+        yield path.with_suffix(".bin")
+
+
+def size_bytes(path: Path) -> int:
+    """Size of a model with all its parts; 0 for what is not there."""
+    return sum(part.stat().st_size for part in parts(path) if part.is_file())
+
+
+def digests(path: Path) -> dict[str, str]:
+    """Part, named from the folder the model lies in, to the hex digest of its bytes."""
+    return {part.relative_to(path.parent).as_posix(): sha256_file(part) for part in parts(path)}
+
+
+def entry(path: Path) -> dict[str, Any]:
+    """What a manifest records of a model: its size and digests, one over all parts for a model of several."""
+    found = digests(path)
+    if len(found) == 1:
+        return {"size_bytes": size_bytes(path), "sha256": next(iter(found.values()))}
+    return {"size_bytes": size_bytes(path), "sha256": sha256_json(found), "parts": found}
+
+
+def check(path: Path, recorded: Mapping[str, Any]) -> None:
+    """Compare a model with what its manifest recorded.
+
+    Raises:
+        ModelError: A part is missing, altered or too many; it is named.
+    """
+    if not path.exists():
+        raise ModelError("is missing", expected="the file its manifest lists", where=str(path), do="Build it again")
+    expected = recorded.get("parts") or {path.name: recorded["sha256"]}
+    here = {part.relative_to(path.parent).as_posix(): part for part in parts(path)}
+    for name in sorted({*expected, *here}):
+        where = str(path.parent / name)
+        if name not in here or not here[name].is_file():
+            raise ModelError("is missing", expected="the file its manifest lists", where=where, do="Build it again")
+        if name not in expected:
+            raise ModelError("is no part of this model", expected="the files it was built with", where=where)
+        if sha256_file(here[name]) != expected[name]:
+            raise ModelError(
+                "its content does not match the manifest's sha256",
+                expected="the file as it was built",
+                where=where,
+                do="Build it again, or copy it again",
+            )
