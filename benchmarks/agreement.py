@@ -1,85 +1,165 @@
-"""How exactly an int8 TFLite file computes what its student and the integer simulator compute, on labelled faces.
+"""The agreement matrix: every w8a8 file of a student, in every runtime, against its fake-quant student and simulator.
 
-    python benchmarks/agreement.py RUN FILE.tflite SOURCE
+    python -m benchmarks.agreement RUN... --data SOURCE [--out benchmarks/results/agreement.json]
 
-Prints one JSON object. Shares are over all output values: "exact" are equal, "within_1_lsb" differ by at most one step.
+Each RUN is a folder with student/ and qat/. Rows of other runs already in OUT are kept. Shares are over
+all output values: "exact" are on the same step, "within_1_lsb" at most one step apart. "simulator" is the share equal
+to quantize/grid.py with the rounding of that runtime's kernels. `largest_gap` is the largest distance of a task metric
+from the fake-quant student's, in points and in samples. Where files differ, `first_difference` names the first layer
+at which the simulator of that runtime leaves the one of the fake-quant student.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.checkpoint import load_checkpoint
+from edgeface.data.pack import Pack
 from edgeface.data.sources import data_root
-from edgeface.evaluate import Outputs, evaluation_pack
-from edgeface.models.runner import TorchRunner
+from edgeface.errors import MissingToolError
+from edgeface.evaluate import Evaluation, Outputs, evaluate, evaluation_pack
+from edgeface.files import write_json
 from edgeface.provenance import commit, cpu, versions
-from quantize.grid import dequantize, simulate
-from quantize.qat import load_qat
-from targets.runners import open_model
+from quantize.grid import Quantized, dequantize, simulate, simulate_nodes
+from quantize.rounding import Kernels
+from targets.build import build_many
+from targets.runners import CheckpointRunner, open_model
+
+# Target to the runtimes that run its files, each with the rounding rule that says what it computes, where one does.
+RUNTIMES: dict[str, dict[str, Kernels | None]] = {
+    "android": {"tflite-xnnpack": "xnnpack", "tflite-builtin": "tflite-builtin"},
+    "openvino": {"openvino": "openvino"},
+    "ios": {"mil": "coreml", "mil-fp16": None},
+    "onnx": {"onnxruntime": None},
+}
 
 
-def shares(found: Outputs, expected: Outputs, steps: dict[str, float]) -> dict[str, float | int]:
+def shares(found: Outputs, expected: Outputs, steps: Mapping[str, float]) -> dict[str, float | int]:
     """Shares of equal values and of values at most one step apart, and the largest distance in steps."""
-    distance = np.concatenate([np.abs(found[n] - expected[n]).ravel() / step for n, step in steps.items()])
-    # Codes times a scale of 16 bits are exact in float32, so equal codes give equal values.
+    distance = np.concatenate([np.abs(found[n].astype(np.float64) - expected[n]).ravel() / steps[n] for n in steps])
     return {
         "values": int(distance.size),
-        "exact": float((distance == 0.0).mean()),
+        "exact": float((distance <= 1e-3).mean()),
         "within_1_lsb": float((distance <= 1.0 + 1e-3).mean()),
-        "max_lsb": float(distance.max()),
+        "max_lsb": round(float(distance.max()), 3),
     }
 
 
-def in_batches(run: Any, pictures: NDArray[np.uint8]) -> Outputs:
-    parts = [run(np.ascontiguousarray(pictures[start : start + 64])) for start in range(0, len(pictures), 64)]
+def simulated(quantized: Quantized, pictures: NDArray[np.uint8], kernels: Kernels) -> Outputs:
+    parts = [
+        dequantize(quantized, simulate(quantized, pictures[start : start + 64], kernels=kernels))
+        for start in range(0, len(pictures), 64)
+    ]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def main(run: Path, file: Path, source: str) -> dict[str, object]:
-    checkpoint = load_checkpoint(run / "qat")
-    student = load_qat(checkpoint)
-    quantized = student.quantized()
-    pictures = evaluation_pack(source, checkpoint.model, root=data_root()).images
-    steps = {output.name: quantized.output_grid(output.name)[0] for output in checkpoint.model.outputs}
+def first_difference(
+    quantized: Quantized, pictures: NDArray[np.uint8], kernels: Kernels
+) -> dict[str, float | int | str] | None:
+    """The first layer, in execution order, at which two rounding rules part, on up to 256 pictures."""
+    some = pictures[:256]
+    ours, theirs = simulate_nodes(quantized, some), simulate_nodes(quantized, some, kernels=kernels)
+    for node in quantized.graph.nodes:
+        distance = np.abs(ours[node.name].astype(np.int64) - theirs[node.name])
+        if distance.any():
+            return {"layer": node.name, "share": float((distance > 0).mean()), "max_lsb": int(distance.max())}
+    return None
 
-    files = {
-        name: in_batches(open_model(file, runtime=name).run, pictures) for name in ("tflite-xnnpack", "tflite-builtin")
-    }
-    rules = {
-        kernels: in_batches(
-            lambda batch, kernels=kernels: dequantize(quantized, simulate(quantized, batch, kernels=kernels)), pictures
-        )
-        for kernels in ("xnnpack", "tflite-builtin")
-    }
-    integer = in_batches(TorchRunner(student, checkpoint.model).run, pictures)
-    student.freeze()  # back to the straight-through float form that training used
-    rounded = in_batches(TorchRunner(student.eval(), checkpoint.model).run, pictures)
 
-    shaped = {name: values.shape for name, values in integer.items()}
-    rules = {kernels: {n: v.reshape(shaped[n]) for n, v in outputs.items()} for kernels, outputs in rules.items()}
-    xnnpack, builtin = files["tflite-xnnpack"], files["tflite-builtin"]
-    return {
-        "schema": 1,
-        "file": file.name,
-        "data": source,
-        "faces": len(pictures),
-        "agreement": {
-            "fake-quant student / tflite-xnnpack": shares(xnnpack, integer, steps),
-            "fake-quant student in training's float form / tflite-xnnpack": shares(xnnpack, rounded, steps),
-            "simulator xnnpack / tflite-xnnpack": shares(xnnpack, rules["xnnpack"], steps),
-            "simulator tflite-builtin / tflite-builtin": shares(builtin, rules["tflite-builtin"], steps),
-            "tflite-builtin / tflite-xnnpack": shares(xnnpack, builtin, steps),
-        },
-        "conditions": {"machine": cpu(), "versions": versions(), "commit": commit()},
-    }
+def largest_gap(found: Evaluation, expected: Evaluation) -> dict[str, float | str]:
+    """The task metric that differs most, in points, and in samples for metrics that count samples."""
+    worst: dict[str, float | str] = {"task": "", "points": 0.0, "samples": 0.0}
+    for task, scores in expected.tasks.items():
+        for key, value in scores.items():
+            if key == "n" or not isinstance(value, int | float):
+                continue
+            share = key.endswith("accuracy") or key == "failure_percent"
+            points = abs(float(found.tasks[task][key]) - float(value)) * (100 if key.endswith("accuracy") else 1)
+            if points > float(worst["points"]):
+                samples = points / 100 * float(scores["n"]) if share else float("nan")
+                worst = {"task": f"{task}.{key}", "points": round(points, 4), "samples": round(samples, 2)}
+    return worst
+
+
+def rows_of(run: Path, pack: Pack, source: str) -> list[dict[str, Any]]:
+    """One row per runtime."""
+    reference = open_model(run / "qat", threads=2)
+    assert isinstance(reference, CheckpointRunner)
+    assert reference.quantized is not None
+    quantized = reference.quantized
+    steps = {output.name: quantized.output_grid(output.name)[0] for output in reference.spec.outputs}
+    expected = evaluate(reference, pack, model=run.name)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        bundles = build_many(run / "qat", {target: ["w8a8"] for target in RUNTIMES}, out=Path(folder))
+        for target, runtimes in RUNTIMES.items():
+            for runtime, kernels in runtimes.items():
+                row: dict[str, Any] = {"student": run.name, "backbone": reference.spec.name, "runtime": runtime}
+                made = bundles[target]
+                if isinstance(made, MissingToolError):
+                    rows.append({**row, "outcome": "NOT_RUN", "reason": str(made)})
+                    continue
+                found = evaluate(open_model(made, runtime=runtime, precision="w8a8"), pack, model=run.name)
+                row |= {"outcome": "MEASURED", "faces": found.samples, "data": source}
+                row |= shares(found.outputs, expected.outputs, steps)
+                row["simulator"] = row["simulator_kernels"] = row["first_difference"] = None
+                if kernels is not None:
+                    rule = simulated(quantized, np.asarray(pack.images), kernels)
+                    row["simulator"] = shares(found.outputs, rule, steps)["exact"]
+                    row["simulator_kernels"] = kernels
+                    row["first_difference"] = first_difference(quantized, np.asarray(pack.images), kernels)
+                row["largest_gap"] = largest_gap(found, expected)
+                row["tasks"] = {task: dict(scores) for task, scores in found.tasks.items()}
+                rows.append(row)
+                print(json.dumps({key: row[key] for key in row if key != "tasks"}), flush=True)
+    return rows
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The matrix as a table."""
+    head = ["student", "runtime", "faces", "exact, %", "within 1 LSB, %", "max LSB", "equal to simulator, %"]
+    head += ["largest task gap, points", "first layer that differs"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        if row["outcome"] == "NOT_RUN":
+            lines.append(f"| {row['student']} | {row['runtime']} | NOT_RUN: {row['reason']} |" + " |" * (len(head) - 3))
+            continue
+        rule = "–" if row["simulator"] is None else f"{100 * row['simulator']:.3f} ({row['simulator_kernels']})"
+        parts = row["first_difference"]
+        where = "–" if parts is None else f"{parts['layer']}: {100 * parts['share']:.4f} % by {parts['max_lsb']}"
+        cells = [row["student"], row["runtime"], str(row["faces"]), f"{100 * row['exact']:.3f}"]
+        cells += [f"{100 * row['within_1_lsb']:.3f}", f"{row['max_lsb']:g}", rule]
+        cells += [f"{row['largest_gap']['points']:.3f} {row['largest_gap']['task']}", where]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--data", required=True, metavar="SOURCE")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/agreement.json"))
+    arguments = parser.parse_args()
+    before = json.loads(arguments.out.read_text(encoding="utf-8"))["rows"] if arguments.out.is_file() else []
+    rows = [row for row in before if row["student"] not in {run.name for run in arguments.runs}]
+    for run in arguments.runs:
+        pack = evaluation_pack(arguments.data, open_model(run / "qat").spec, root=data_root())
+        rows += rows_of(run, pack, arguments.data)
+        conditions = {"machine": cpu(), "versions": versions(), "commit": commit(), "threads": 1}
+        write_json(arguments.out, {"schema": 1, "rows": rows, "conditions": conditions})
+    arguments.out.with_suffix(".md").write_text(
+        "# How exactly each w8a8 file computes its fake-quant student\n\n"
+        f"`python -m benchmarks.agreement RUN... --data {arguments.data}`\n\n{markdown(rows)}\n",
+        encoding="utf-8",
+    )
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]), indent=2))
+    main()

@@ -106,7 +106,7 @@ def build(
     clock.lap("read checkpoints")
     with write_folder(folder) as aside:
         files = {precision: aside / f"{spec.name}.{precision}{artifacts.SUFFIXES[target]}" for precision in wanted}
-        _write(target, files, graph, quantized, spec, ios=ios, float_input=float_input, lap=clock.lap)
+        write_target(target, files, graph, quantized, spec, ios=ios, float_input=float_input, lap=clock.lap)
         for precision, path in files.items():
             _check_file(path, precision, sources, images, quantized=quantized)
         clock.lap("check against the student")
@@ -194,17 +194,29 @@ def _build_apart(
     return folder, laps
 
 
-def _write(
+def write_target(
     target: str,
     files: Mapping[str, Path],
     graph: Graph | None,
     quantized: Quantized | None,
     model: ModelSpec,
     *,
-    ios: int,
-    float_input: bool,
-    lap: Callable[[str], None],
+    ios: int = IOS,
+    float_input: bool = False,
+    lap: Callable[[str], None] = lambda _: None,
 ) -> None:
+    """Write a target's files, each checked for its structure, without comparing what they compute.
+
+    Args:
+        target: One of precision.TARGETS.
+        files: Precision to the file to write.
+        graph: The float student, for every precision but w8a8.
+        quantized: For w8a8.
+        model: Input and outputs.
+        ios: As for `build`.
+        float_input: As for `build`.
+        lap: Told of each step when it is done.
+    """
     match target:
         case "android":
             from targets import tflite
