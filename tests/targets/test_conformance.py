@@ -18,7 +18,8 @@ from targets.artifacts import SUFFIXES
 from targets.build import write_target
 from targets.parity import RULES, Parity, Rule, compare
 from targets.runners import FORMATS, SimulatedRunner, open_file
-from tests.targets.conftest import quantize_network, random_network, random_pictures, spec_of
+
+from .conftest import quantize_network, random_network, random_pictures, spec_of
 
 # Smallest inputs that leave every student a map behind its last pooling.
 INPUT_PX = dict.fromkeys(STUDENTS, 32) | {"tcdcn_relu": 40}
