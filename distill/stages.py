@@ -19,7 +19,7 @@ from edgeface.config import to_plain
 from edgeface.data.loader import Batches
 from edgeface.data.pack import Pack, pack
 from edgeface.data.sources import data_root, open_source
-from edgeface.errors import ConfigError, DataError
+from edgeface.errors import ConfigError, DataError, ModelError
 from edgeface.evaluate import evaluate
 from edgeface.files import sha256_json
 from edgeface.metrics import main_metric
@@ -359,9 +359,23 @@ def objective_with(recipe: Recipe, model: ModelSpec, *, teacher: Checkpoint | No
 
 
 def load_network(checkpoint: Checkpoint) -> MultiTaskNetwork:
-    """The float network of a teacher's or student's checkpoint, with its weights."""
+    """The float network of a teacher's or student's checkpoint, with its weights.
+
+    Raises:
+        ModelError: The weights are those of another network or other tasks than its manifest describes.
+    """
     network = build_network(checkpoint.network, checkpoint.model)
-    network.load_state_dict(checkpoint.weights())
+    weights, own = checkpoint.weights(), network.state_dict()
+    odd = sorted(own.keys() ^ weights.keys()) or [n for n in own if own[n].shape != weights[n].shape]
+    if odd:
+        tasks = ", ".join(output.name for output in checkpoint.model.outputs)
+        raise ModelError(
+            f"weights that do not fit: {', '.join(odd[:5])}{', …' if len(odd) > 5 else ''}",
+            expected=f"a {checkpoint.network.backbone} for {tasks}",
+            where=str(checkpoint.folder),
+            do="Take manifest and weights from the same run, or train it again",
+        )
+    network.load_state_dict(weights)
     return network
 
 

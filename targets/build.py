@@ -256,6 +256,13 @@ def find_sources(path: Path, precisions: Sequence[str], *, target: str = "androi
     needs_float = any(precision != "w8a8" for precision in precisions)
     if checkpoint.kind == "qat":
         student = float_student(checkpoint) if needs_float else None
+        if student is not None and student.model != checkpoint.model:
+            raise ModelError(
+                f"a student for {_tasks(student)}, {student.model.input_px} px",
+                expected=f"one for {_tasks(checkpoint)}, {checkpoint.model.input_px} px, as {checkpoint.folder} is",
+                where=str(student.folder),
+                do="Take both checkpoints from the same run",
+            )
         return Sources(student=student, qat=checkpoint if "w8a8" in precisions else None)
     if "w8a8" in precisions:
         others = [precision for precision in PRECISIONS[target] if precision != "w8a8"]
@@ -266,6 +273,10 @@ def find_sources(path: Path, precisions: Sequence[str], *, target: str = "androi
             do=f"Type: edgeface quantize {checkpoint.folder}; or build it with --precision {' or '.join(others)}",
         )
     return Sources(student=checkpoint, qat=None)
+
+
+def _tasks(checkpoint: Checkpoint) -> str:
+    return ", ".join(output.name for output in checkpoint.model.outputs)
 
 
 def float_student(qat: Checkpoint) -> Checkpoint:

@@ -43,6 +43,26 @@ def test_another_student_beside_it_is_refused_twin(run_folder: Path, tmp_path: P
     assert find_sources(run, ["w8a8"]).student is None
 
 
+def _without_smile(folder: Path) -> None:
+    """The manifest of another task set over the same weights."""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    outputs = manifest["model"]["outputs"]
+    manifest["model"]["outputs"] = [output for output in outputs if output["name"] != "smile"]
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+@pytest.mark.parametrize(("stage", "precision"), [("qat", "w8a8"), ("qat", "fp32"), ("student", "fp32")])
+def test_checkpoint_of_another_task_set_is_refused(
+    stage: str, precision: str, run_folder: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(run_folder, tmp_path / "run"))
+    _without_smile(run / stage)
+
+    with pytest.raises(ModelError, match="smile"):
+        build(run, precisions=[precision], out=tmp_path / "out")
+    assert not (tmp_path / "out" / "android").exists()
+
+
 @pytest.mark.parametrize(
     ("target", "precisions", "error"),
     [
