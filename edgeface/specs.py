@@ -22,7 +22,7 @@ BACKBONES = (*TEACHERS, *STUDENTS)
 CORPORA = ("synthetic", "folder", "mtfl")
 OPTIMIZERS = ("adamw", "sgd")
 DTYPES = ("fp32", "bf16")
-CALIBRATIONS = ("minmax", "ema")
+CALIBRATIONS = ("minmax", "ema", "percentile", "mse")
 LANDMARK_LOSSES = ("wing", "l2", "smooth_l1")
 RUNTIMES = (
     "torch",
@@ -353,7 +353,8 @@ class QatSpec:
     """Quantization-aware training, with the teacher still supervising.
 
     Attributes:
-        calibration: How ranges are watched before and during training: "minmax" or "ema" of per-batch extremes.
+        calibration: How ranges are found: "minmax" or "ema" of per-batch extremes, which follow in training too;
+            "percentile" (99.99 % of values at either end) or "mse" (least squared error), which calibration settles.
         calibration_batches: Batches seen before the first step.
         ema: Decay per step of the "ema" ranges.
         freeze_share: Share of the steps, at the end, during which ranges stay fixed.

@@ -24,10 +24,12 @@ from quantize.grid import (
     Quantized,
     activation_grid,
     grid_range,
+    require_floats,
     require_input_grid,
     snap,
     weight_scales,
 )
+from quantize.histogram import Histogram
 from quantize.rounding import add_ratios
 
 # observing  ranges follow the activations, nothing is rounded
@@ -45,6 +47,7 @@ class FakeQuantNetwork(nn.Module):
 
     Attributes:
         graph: The folded float network it started from.
+        floats: Layers left in float, see Quantized.floats.
         weights: Node name to weight.
         biases: Node name to bias.
         points: Nodes that own a scale, in execution order.
@@ -58,9 +61,12 @@ class FakeQuantNetwork(nn.Module):
     high: Tensor
     batches: Tensor
 
-    def __init__(self, graph: Graph, *, calibration: str = "ema", ema: float = 0.98) -> None:
+    def __init__(
+        self, graph: Graph, *, calibration: str = "ema", ema: float = 0.98, floats: frozenset[str] = frozenset()
+    ) -> None:
         super().__init__()
         require_input_grid(graph)
+        require_floats(graph, floats)
         if calibration not in CALIBRATIONS:
             raise ConfigError(
                 f"{calibration!r}",
@@ -68,8 +74,10 @@ class FakeQuantNetwork(nn.Module):
                 where="qat.calibration",
             )
         self.graph = graph
+        self.floats = floats
         self.calibration = calibration
         self.ema = ema
+        self._histograms: list[Histogram] = []
         self.phase: Phase = "observing"
         self.weights = nn.ParameterDict(
             {
@@ -83,6 +91,7 @@ class FakeQuantNetwork(nn.Module):
                 for name, bias in graph.biases.items()
             }
         )
+        self._float_outputs = floats & set(graph.outputs.values())
         self._owners = scale_owners(graph)
         self.points = tuple(node.name for node in graph.nodes if self._owners[node.name] == node.name)
         self._slots = {name: slot for slot, name in enumerate(self.points)}
@@ -94,13 +103,24 @@ class FakeQuantNetwork(nn.Module):
         """Follow the activations' ranges in training mode, round nothing."""
         self.phase = "observing"
 
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Back to the state without ranges."""
+        self.observe()
+        self.low.zero_()
+        self.high.zero_()
+        self.batches.zero_()
+        self._histograms = []
+
     def enable(self) -> None:
         """Round everything, and follow the ranges in training mode."""
+        self._take_ranges()
         self._require_ranges()
         self.phase = "adapting"
 
     def freeze(self) -> None:
         """Round everything, and keep the ranges."""
+        self._take_ranges()
         self._require_ranges()
         if self.phase != "frozen":
             self._settle_ranges()
@@ -113,11 +133,12 @@ class FakeQuantNetwork(nn.Module):
         Raises:
             ModelError: No range was ever followed, or a weight or range is not a finite number.
         """
+        self._take_ranges()
         self._require_ranges()
         self._settle_ranges()
-        quantized = snap(self._float_graph(), activations=self.activations())
+        quantized = snap(self._float_graph(), activations=self.activations(), floats=self.floats)
         # Scales of 16 bits make one pass a fixed point; a second that changed anything would be a fault of the grid.
-        again = snap(quantized.graph, activations=quantized.activations)
+        again = snap(quantized.graph, activations=quantized.activations, floats=self.floats)
         for name, weight in quantized.graph.weights.items():
             bias = quantized.graph.biases[name]
             assert torch.equal(weight, again.graph.weights[name]), name
@@ -144,7 +165,7 @@ class FakeQuantNetwork(nn.Module):
                 f"a fake-quant network that is {self.phase}", expected="a snapped one", do="Call snap_() after training"
             )
         graph = self._float_graph()
-        quantized = snap(graph, activations=self.activations())
+        quantized = snap(graph, activations=self.activations(), floats=self.floats)
         for name, weight in graph.weights.items():
             if not (
                 torch.equal(weight, quantized.graph.weights[name])
@@ -179,11 +200,12 @@ class FakeQuantNetwork(nn.Module):
             if self.phase != "snapped":
                 return self._nodes(images.float())
             grids = self.activations()
-            return {name: codes * grids[name][0] for name, codes in self._codes(images.float(), grids).items()}
+            codes = self._codes(images.float(), grids)
+            return {name: k if name in self._float_outputs else k * grids[name][0] for name, k in codes.items()}
 
     @torch.no_grad()
     def _codes(self, images: Tensor, grids: dict[str, tuple[float, int]]) -> dict[str, Tensor]:
-        """q − z of INPUT and every node, whole numbers in float32."""
+        """q − z of INPUT and every node, whole numbers in float32; an output that leaves in float, its value."""
         values = {INPUT: torch.round(images - 128.0).clamp(-128, 127)}
         for node in self.graph.nodes:
             operands = [values[name] for name in node.inputs]
@@ -192,7 +214,15 @@ class FakeQuantNetwork(nn.Module):
                 continue
             scale, zero_point = grids[node.name]
             in_scale = grids[node.inputs[0]][0]
-            if node.op == "add":
+            if node.name in self.floats:
+                # As the simulator: summed in float64, so that no order of summation shows.
+                weight, bias = self.weights[node.name].double(), self.biases[node.name].double()
+                y = apply(node, [operands[0].double() * in_scale], weight=weight, bias=bias).float()
+                if node.name in self._float_outputs:
+                    values[node.name] = y
+                    continue
+                rounded = torch.round(y / scale)
+            elif node.op == "add":
                 first, second, shift = add_ratios(in_scale, grids[node.inputs[1]][0], scale)
                 total = operands[0].double() * first + operands[1].double() * second
                 rounded = torch.floor(total * 2.0**-shift + 0.5).float()
@@ -236,7 +266,7 @@ class FakeQuantNetwork(nn.Module):
             weight = bias = None
             if node.name in self.weights:
                 weight, bias = self.weights[node.name], self.biases[node.name]
-                if rounds:
+                if rounds and node.name not in self.floats:
                     weight, bias = _rounded(weight, bias, grids[self._owners[node.inputs[0]]])
             y = apply(node, inputs, weight=weight, bias=bias)
             slot = self._slots.get(node.name)
@@ -246,7 +276,7 @@ class FakeQuantNetwork(nn.Module):
                     self._follow(slot, y.detach(), share)
                     scale, zero_point = activation_grid(self.low[slot], self.high[slot])
                 grids[node.name] = scale
-                if rounds:
+                if rounds and node.name not in self._float_outputs:
                     y = torch.fake_quantize_per_tensor_affine(y, scale, zero_point, -128, 127)
             values[node.name] = y
         if follows:
@@ -258,7 +288,28 @@ class FakeQuantNetwork(nn.Module):
         return max(1.0 - self.ema, 1.0 / (int(self.batches) + 1))
 
     @torch.no_grad()
+    def _take_ranges(self) -> None:
+        """Ranges from the histograms of the batches observed, where there are any."""
+        if not self._histograms:
+            return
+        found = [
+            each.percentiles() if self.calibration == "percentile" else each.least_squares()
+            for each in self._histograms
+        ]
+        lows, highs = zip(*found, strict=True)
+        self.low.copy_(self.low.new_tensor(lows))
+        self.high.copy_(self.high.new_tensor(highs))
+        self._histograms = []
+
+    @torch.no_grad()
     def _follow(self, slot: int, y: Tensor, share: float) -> None:
+        if self.calibration in ("percentile", "mse"):
+            # Found from all observed batches at once, and kept: a batch alone has too few rare values to tell.
+            if self.phase == "observing":
+                if not self._histograms:
+                    self._histograms = [Histogram() for _ in self.points]
+                self._histograms[slot].add(y)
+            return
         low, high = torch.aminmax(y)
         low, high = low.clamp_max(0.0), high.clamp_min(0.0)
         if self.calibration == "minmax":

@@ -26,9 +26,9 @@ Measured: all three equal LiteRT's files bit for bit in every operation, on x86 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -121,10 +121,13 @@ class Quantized:
         return self.graph.outputs[output] in self.floats
 
 
-def dequantize(quantized: Quantized, outputs: Mapping[str, NDArray[np.int8]]) -> dict[str, NDArray[np.float32]]:
-    """Integer outputs as the float32 values they stand for."""
+def dequantize(quantized: Quantized, outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+    """Outputs as the float32 values they stand for; one that leaves in float is that value already."""
     values = {}
     for name, codes in outputs.items():
+        if quantized.is_float(name):
+            values[name] = codes.astype(np.float32, copy=False)
+            continue
         scale, zero_point = quantized.output_grid(name)
         values[name] = (codes.astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
     return values
@@ -145,18 +148,46 @@ def require_input_grid(graph: Graph) -> None:
         )
 
 
-def snap(graph: Graph, *, activations: Mapping[str, tuple[float, int]]) -> Quantized:
+def require_floats(graph: Graph, floats: Collection[str]) -> None:
+    """Refuse a choice of float layers that has no meaning.
+
+    Raises:
+        UnsupportedError: One is no conv2d or linear node, or is an output that another layer reads too.
+    """
+    for name in sorted(floats):
+        if name not in graph.weights:
+            raise UnsupportedError(
+                f"{name!r} to be computed in float",
+                expected=f"convolutions or linear layers: {', '.join(graph.weights)}",
+                where="a mix of precisions",
+            )
+        readers = [node.name for node in graph.nodes if name in node.inputs]
+        if readers and name in graph.outputs.values():
+            # It would have to leave in float and be rounded for its reader at once.
+            raise UnsupportedError(
+                f"layer {name!r} in float, an output which {', '.join(map(repr, readers))} read",
+                expected="an output that no layer reads, or an inner layer",
+                where="a mix of precisions",
+                do=f"Leave {name!r} in int8",
+            )
+
+
+def snap(
+    graph: Graph, *, activations: Mapping[str, tuple[float, int]], floats: frozenset[str] = frozenset()
+) -> Quantized:
     """The nearest network on the grid.
 
     Args:
         graph: Float weights and biases.
         activations: (scale, zero point) of INPUT and every node.
+        floats: See Quantized.floats; these layers keep their weights as they are.
 
     Raises:
-        UnsupportedError: The input's standardisation is not that of the grid.
+        UnsupportedError: The input's standardisation is not that of the grid, or `floats` cannot be.
         ModelError: A weight or bias is not a finite number.
     """
     require_input_grid(graph)
+    require_floats(graph, floats)
     weights: dict[str, NDArray[np.int8]] = {}
     scales: dict[str, NDArray[np.float32]] = {}
     biases: dict[str, NDArray[np.int32]] = {}
@@ -168,6 +199,9 @@ def snap(graph: Graph, *, activations: Mapping[str, tuple[float, int]]) -> Quant
         weight, bias = graph.weights[node.name].detach().cpu(), graph.biases[node.name].detach().cpu()
         if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
             raise ModelError("weights that are not finite", where=f"layer {node.name!r}", do="Train it again")
+        if node.name in floats:
+            snapped_weights[node.name], snapped_biases[node.name] = weight, bias
+            continue
         input_scale = activations[node.inputs[0]][0]
         scale = weight_scales(weight, bias, torch.tensor(input_scale, dtype=torch.float32))
         by_channel = scale.double().view(-1, *[1] * (weight.ndim - 1))
@@ -185,12 +219,13 @@ def snap(graph: Graph, *, activations: Mapping[str, tuple[float, int]]) -> Quant
         weights=weights,
         weight_scales=scales,
         biases=biases,
+        floats=floats,
     )
 
 
 def simulate(
     quantized: Quantized, batch: NDArray[np.uint8], *, kernels: Kernels = "xnnpack"
-) -> dict[str, NDArray[np.int8]]:
+) -> dict[str, NDArray[Any]]:
     """The outputs a chip computes, bit for bit.
 
     Args:
@@ -199,7 +234,7 @@ def simulate(
         kernels: Whose rounding.
 
     Returns:
-        Output name to (B, *shape).
+        Output name to (B, *shape): int8, or float32 for an output that leaves in float.
     """
     values = simulate_nodes(quantized, batch, kernels=kernels)
     graph = quantized.graph
@@ -210,7 +245,7 @@ def simulate(
 
 def simulate_nodes(
     quantized: Quantized, batch: NDArray[np.uint8], *, kernels: Kernels = "xnnpack"
-) -> dict[str, NDArray[np.int8]]:
+) -> dict[str, NDArray[Any]]:
     """As `simulate`, for INPUT and every node: (B, *node.shape), channels first."""
     if kernels not in get_args(Kernels):
         raise UnsupportedError(
@@ -222,10 +257,30 @@ def simulate_nodes(
     if batch.dtype != np.uint8 or batch.shape[1:] != (side, side, 3):
         raise ModelError(f"pictures {batch.dtype} {batch.shape}", expected=f"uint8 (B, {side}, {side}, 3)")
     pictures = np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
-    values = {INPUT: (pictures.astype(np.int16) - 128).astype(np.int8)}
+    values: dict[str, NDArray[Any]] = {INPUT: (pictures.astype(np.int16) - 128).astype(np.int8)}
+    leaves = set(quantized.graph.outputs.values())
     for node in quantized.graph.nodes:
-        values[node.name] = _simulate_node(quantized, node, [values[name] for name in node.inputs], kernels=kernels)
+        inputs = [values[name] for name in node.inputs]
+        if node.name in quantized.floats:
+            y = _float_node(quantized, node, inputs[0])
+            values[node.name] = y if node.name in leaves else _to_codes(y, *quantized.activations[node.name])
+        else:
+            values[node.name] = _simulate_node(quantized, node, inputs, kernels=kernels)
     return values
+
+
+@torch.no_grad()
+def _float_node(quantized: Quantized, node: Node, codes: NDArray[np.int8]) -> NDArray[np.float32]:
+    scale, zero_point = quantized.activations[node.inputs[0]]
+    # Summed in float64 and rounded once: the value every float32 kernel is near to, whatever its order of summation.
+    x = (torch.from_numpy(codes).double() - zero_point) * scale
+    weight, bias = quantized.graph.weights[node.name].double(), quantized.graph.biases[node.name].double()
+    return apply(node, [x], weight=weight, bias=bias).float().numpy()
+
+
+def _to_codes(values: NDArray[np.float32], scale: float, zero_point: int) -> NDArray[np.int8]:
+    codes: NDArray[np.float32] = np.rint(values / np.float32(scale)) + np.float32(zero_point)
+    return np.clip(codes, -128, 127).astype(np.int8)
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from edgeface.config import dump_recipe, from_plain, list_recipes, load_recipe, 
 from edgeface.errors import ConfigError
 from edgeface.specs import (
     BACKBONES,
+    CALIBRATIONS,
     STUDENTS,
     AugmentSpec,
     BuildSpec,
@@ -100,7 +101,7 @@ RECIPES = st.builds(
     teacher=st.builds(TeacherSpec, network=networks(BACKBONES), train=TRAINS),
     student=st.builds(StudentSpec, network=networks(STUDENTS), train=TRAINS),
     distill=st.builds(DistillSpec, soft=shares(), temperature=st.floats(1e-9, 100.0)),
-    qat=st.builds(QatSpec, train=TRAINS, calibration=st.sampled_from(["minmax", "ema"])),
+    qat=st.builds(QatSpec, train=TRAINS, calibration=st.sampled_from(CALIBRATIONS)),
     build=st.builds(BuildSpec, targets=st.sampled_from([(), ("android",), ("ios", "onnx")])),
 ).flatmap(
     lambda recipe: st.builds(

@@ -360,5 +360,5 @@ def test_ranges_that_are_not_finite_are_refused_by_name(
 def test_other_standardisations_and_calibrations_are_refused(patchwork_graph: Graph) -> None:
     with pytest.raises(UnsupportedError, match="std 64"):
         FakeQuantNetwork(replace(patchwork_graph, std=(1.0, 1.0, 1.0)))
-    with pytest.raises(ConfigError, match="'minmax', 'ema'"):
-        FakeQuantNetwork(patchwork_graph, calibration="percentile")
+    with pytest.raises(ConfigError, match="'minmax', 'ema', 'percentile', 'mse'"):
+        FakeQuantNetwork(patchwork_graph, calibration="entropy")
