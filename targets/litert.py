@@ -81,6 +81,7 @@ class TfliteRunner:
         self._interpreter = _interpreter(path, runtime=runtime, threads=threads)
         self._input = self._interpreter.get_input_details()[0]
         self._outputs = _named_outputs(self._interpreter)
+        self._own = spec is not None  # a float input of a file of ours is the standardized picture
         self.spec = spec or _minimal_spec(path, self._input, self._outputs)
         self.precision = precision or _observed_precision(self._interpreter, self._outputs)
         missing = [output.name for output in self.spec.outputs if output.name not in self._outputs]
@@ -98,7 +99,7 @@ class TfliteRunner:
 
     @property
     def macs(self) -> int | None:
-        from targets.tflite import macs
+        from targets.flatbuffer import macs
 
         return macs(self.path.read_bytes())
 
@@ -130,7 +131,8 @@ class TfliteRunner:
             raise ModelError(
                 f"pictures {batch.dtype} {batch.shape}", expected=f"uint8 (B, {side}, {side}, 3)", where=str(self.path)
             )
-        if self._input["dtype"] != np.uint8 or tuple(self._input["shape"]) != (1, side, side, 3):
+        standardized = self._input["dtype"] == np.float32 and self._own
+        if not (standardized or self._input["dtype"] == np.uint8) or tuple(self._input["shape"]) != (1, side, side, 3):
             raise UnsupportedError(
                 f"an input {np.dtype(self._input['dtype']).name} {tuple(int(n) for n in self._input['shape'])}",
                 expected="uint8 (1, H, H, 3): how a picture becomes other numbers is not written in the file",
@@ -138,7 +140,8 @@ class TfliteRunner:
                 do="It can still be timed: edgeface bench",
             )
         rows: dict[str, list[NDArray[Any]]] = {name: [] for name in self._outputs}
-        for picture in batch:
+        pictures: NDArray[Any] = standardize(batch, self.spec) if standardized else batch
+        for picture in pictures:
             self._interpreter.set_tensor(self._input["index"], picture[None])
             self._interpreter.invoke()
             for name, detail in self._outputs.items():
@@ -157,6 +160,40 @@ class TfliteRunner:
         self._interpreter.set_tensor(self._input["index"], picture)
         invoke: Callable[[], None] = self._interpreter.invoke
         return invoke
+
+
+def standardize(batch: NDArray[np.uint8], spec: ModelSpec) -> NDArray[np.float32]:
+    """(B, H, W, 3) pictures as the values a network computes with: (x − mean)/std per channel."""
+    mean, std = (np.array(values, np.float32) for values in (spec.mean, spec.std))
+    return (batch.astype(np.float32) - mean) / std
+
+
+def delegated(path: Path) -> dict[str, tuple[int, int]]:
+    """Which operations XNNPACK takes.
+
+    Returns:
+        Operation name to (how many it takes, how many the file has).
+    """
+    details = _interpreter(path, runtime="tflite-xnnpack", threads=1)._get_ops_details()  # the one place that tells
+    own = [detail for detail in details if detail["op_name"] != "DELEGATE"]
+    makers = {int(index): place for place, detail in enumerate(own) for index in detail["outputs"]}
+    taken: set[int] = set()
+    for delegate in (detail for detail in details if detail["op_name"] == "DELEGATE"):
+        # A partition is what lies between its inputs and its outputs.
+        given = {int(index) for index in delegate["inputs"]}
+        wanted = [int(index) for index in delegate["outputs"]]
+        while wanted:
+            index = wanted.pop()
+            place = makers.get(index)
+            if index in given or place is None or place in taken:
+                continue
+            taken.add(place)
+            wanted += [int(source) for source in own[place]["inputs"]]
+    counts: dict[str, tuple[int, int]] = {}
+    for place, detail in enumerate(own):
+        here, total = counts.get(detail["op_name"], (0, 0))
+        counts[detail["op_name"]] = (here + (place in taken), total + 1)
+    return counts
 
 
 def _interpreter_module() -> Any:

@@ -1,17 +1,13 @@
-"""The exported program: one torch module per graph, from which every target's converter starts.
+"""The network as one torch module in TFLite's layout, for its converter, and what targets ask of a graph.
 
-Its input is a picture in the layout phones hold one, (1, H, W, 3), and its answer is a dictionary of named outputs. Two
-entries exist. A *standardized* program takes float values (x − mean)/std: the converters put the uint8 picture in front
-of it where a tensor's zero point and scale say the same (one whole mean, one power-of-two std). A *picture* program
-takes the uint8 values and standardizes them with arithmetic, as networks with ImageNet's statistics need.
+Its input is a standardized picture in the layout phones hold one, (1, H, W, 3), and its answer is a dictionary of named
+outputs. Whoever writes the file puts the uint8 picture in front.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,41 +15,33 @@ from edgeface.errors import ModelError
 from edgeface.specs import ModelSpec
 from quantize.graph import INPUT, Graph, Node, apply
 
-Entry = Literal["standardized", "picture"]
-
 
 class Program(nn.Module):
     """A graph as a module that converters can trace: batch 1, picture in (1, H, W, 3), outputs by name.
 
     Args:
         graph: The network.
-        entry: What the input holds.
     """
 
-    def __init__(self, graph: Graph, *, entry: Entry) -> None:
+    def __init__(self, graph: Graph) -> None:
         super().__init__()
         self.graph = graph
-        self.entry = entry
         # Buffers are numbered, since node names may hold characters a buffer's name may not.
         self.slots = {node.name: slot for slot, node in enumerate(graph.nodes) if node.name in graph.weights}
         for name, slot in self.slots.items():
-            weight = channels_last_weight(graph, graph.node(name))
+            weight = channels_last(graph, graph.node(name), graph.weights[name])
             self.register_buffer(f"weight_{slot}", weight.detach().float().clone())
             self.register_buffer(f"bias_{slot}", graph.biases[name].detach().float().clone())
-        self.register_buffer("mean", torch.tensor(graph.mean))
-        self.register_buffer("std", torch.tensor(graph.std))
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Raw outputs.
 
         Args:
-            image: (1, H, W, 3); float (x − mean)/std, or uint8, as `entry` says.
+            image: (1, H, W, 3), float (x − mean)/std.
 
         Returns:
             Output name to (1, *shape).
         """
-        if self.entry == "picture":
-            image = (image.to(torch.float32) - self.get_buffer("mean")) / self.get_buffer("std")
         values: dict[str, Tensor] = {INPUT: image.permute(0, 3, 1, 2)}
         for node in self.graph.nodes:
             values[node.name] = self._compute(node, [values[name] for name in node.inputs])
@@ -88,9 +76,8 @@ def flattened_map(graph: Graph, node: Node) -> tuple[int, int, int] | None:
     return channels, height, width
 
 
-def channels_last_weight(graph: Graph, node: Node) -> Tensor:
+def channels_last(graph: Graph, node: Node, weight: Tensor) -> Tensor:
     """A node's weight; behind a flatten its columns are in the order of an (H, W, C) map instead of (C, H, W)."""
-    weight = graph.weights[node.name]
     shape = flattened_map(graph, node)
     if shape is None:
         return weight

@@ -73,7 +73,7 @@ def _probe_tflite(path: Path) -> None:
 def _note_tflite(path: Path) -> Mapping[str, Any]:
     from targets.tflite import read_note
 
-    return read_note(path.read_bytes())
+    return read_note(path)
 
 
 def _open_openvino(path: Path, **options: Any) -> TimedRunner:

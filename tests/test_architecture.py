@@ -39,10 +39,10 @@ RANKS = {
 # Tool-kit to the one file that may import it; "" while none does.
 TOOLKITS = {
     "litert_torch": "targets/tflite.py",
-    "ai_edge_quantizer": "targets/tflite.py",
-    "ai_edge_litert.schema_py_generated": "targets/tflite.py",
+    "ai_edge_quantizer": "",
+    "ai_edge_litert.schema_py_generated": "targets/flatbuffer.py",
     "ai_edge_litert.interpreter": "targets/litert.py",
-    "flatbuffers": "targets/tflite.py",
+    "flatbuffers": "targets/flatbuffer.py",
     "coremltools": "targets/coreml.py",
     "openvino": "targets/openvino.py",
     "nncf": "quantize/baselines.py",

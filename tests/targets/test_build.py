@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -90,7 +90,7 @@ def test_folder_of_something_else_is_left_alone(run_folder: Path, tmp_path: Path
     assert [path.name for path in tmp_path.rglob("*")] == ["android", "thesis.txt"]
 
 
-def _fails(*_: object) -> None:
+def _fails(*_: object, **__: object) -> None:
     raise ModelError("the converter failed", expected="a file")
 
 
@@ -99,7 +99,7 @@ def test_failed_build_leaves_the_earlier_bundle(
 ) -> None:
     shutil.copytree(bundle_folder, tmp_path / "android")
     before = {path.name: path.read_bytes() for path in (tmp_path / "android").iterdir()}
-    monkeypatch.setattr(tflite, "write_w8a8", _fails)
+    monkeypatch.setattr(tflite, "write", _fails)
 
     with pytest.raises(ModelError, match="converter failed"):
         build(run_folder, precisions=["w8a8"], out=tmp_path)
@@ -113,10 +113,10 @@ def test_file_that_disagrees_with_its_student_is_not_shipped_twin(
 ) -> None:
     """A writer that hands out the float file in place of the int8 one."""
 
-    def swapped(_: object, path: Path) -> None:
-        shutil.copy(bundle_folder / "edge_s.fp32.tflite", path)
+    def swapped(files: Mapping[str, Path], **_: object) -> None:
+        shutil.copy(bundle_folder / "edge_s.fp32.tflite", files["w8a8"])
 
-    monkeypatch.setattr(tflite, "write_w8a8", swapped)
+    monkeypatch.setattr(tflite, "write", swapped)
 
     with pytest.raises((BudgetError, ModelError)):
         build(run_folder, precisions=["w8a8"], out=tmp_path)

@@ -90,17 +90,15 @@ def test_builtin_kernels_answer_the_golden_faces_within_their_rounding(bundle_fo
 
 def test_file_of_other_weights_does_not_pass_twin(copy: Path) -> None:
     """One int8 weight changed, and the manifest made to vouch for it: only the golden faces can tell."""
-    from targets import tflite
+    from targets.flatbuffer import Flatbuffer
 
     path = copy / "edge_s.w8a8.tflite"
-    model = tflite._parse(path.read_bytes())
-    subgraph = model.subgraphs[0]
-    index = next(i for i, t in enumerate(subgraph.tensors) if t.name == b"heads_landmarks5/weight")
-    buffer = model.buffers[subgraph.tensors[index].buffer]
-    data = np.array(buffer.data, np.uint8)
-    data[:8] = 100
-    buffer.data = data
-    path.write_bytes(tflite._pack(model))
+    file = Flatbuffer(path.read_bytes())
+    index = next(i for i in range(len(file.tensors)) if file.name(i) == "heads_landmarks5/weight")
+    weight = np.array(file.constant(index))
+    weight.flat[:8] = 100
+    file.set_constant(index, weight)
+    path.write_bytes(file.pack())
     manifest = read_bundle(copy)
     manifest["files"][path.name]["sha256"] = sha256_file(path)
     (copy / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")

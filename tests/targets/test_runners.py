@@ -69,11 +69,11 @@ def test_file_by_itself_still_answers_what_it_names(precision: str, bundle_folde
 
 def test_file_of_someone_else_answers_what_its_outputs_are_named_after(bundle_folder: Path, tmp_path: Path) -> None:
     """Without our note: classes are known by name, landmarks are not, for want of the mean shape."""
-    from targets import tflite
+    from targets.flatbuffer import Flatbuffer
 
-    model = tflite._parse((bundle_folder / "edge_s.w8a8.tflite").read_bytes())
-    model.metadata = []
-    (tmp_path / "foreign.tflite").write_bytes(tflite._pack(model))
+    file = Flatbuffer((bundle_folder / "edge_s.w8a8.tflite").read_bytes())
+    file.drop_unused()  # our note among it
+    (tmp_path / "foreign.tflite").write_bytes(file.pack())
 
     runner = open_model(tmp_path / "foreign.tflite")
 

@@ -13,15 +13,19 @@ import torch
 from numpy.typing import NDArray
 
 from edgeface.errors import MissingToolError, ModelError, UnsupportedError
-from edgeface.specs import STUDENTS
+from edgeface.specs import STUDENTS, NetworkSpec
 from quantize.graph import INPUT, Graph, macs, run, trace
 from quantize.grid import Quantized, dequantize, simulate
-from targets import tflite
-from targets.litert import TfliteRunner
+from targets import flatbuffer, tflite
+from targets.flatbuffer import Flatbuffer
+from targets.litert import TfliteRunner, delegated
+from targets.tflite_check import check_float, check_w8a8
 
 from .conftest import quantize_network, random_network, random_pictures, spec_of
 
 WIDTHS = {"lightcnn9": 0.25, "tcdcn_relu": 0.5}
+FLOATS = ("fp32", "fp16", "w8a32")
+MODEL = spec_of(NetworkSpec(backbone="edge_s", width=0.25, input_px=32))
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +38,7 @@ def int8_files(quantized_students: dict[str, Quantized], tmp_path_factory: pytes
     folder = tmp_path_factory.mktemp("int8")
     files = {name: folder / f"{name}.tflite" for name in STUDENTS}
     for name, path in files.items():
-        tflite.write_w8a8(quantized_students[name], path)
+        write_w8a8(quantized_students[name], path)
     return files
 
 
@@ -44,8 +48,15 @@ def float_graph() -> Graph:
 
 
 @pytest.fixture(scope="session")
-def lowered(float_graph: Graph) -> tflite.Lowered:
-    return tflite.lower(float_graph)
+def float_files(float_graph: Graph, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("float")
+    files = {precision: folder / f"edge_s.{precision}.tflite" for precision in FLOATS}
+    tflite.write(files, graph=float_graph, quantized=None, model=MODEL)
+    return files
+
+
+def write_w8a8(quantized: Quantized, path: Path, *, float_input: bool = False) -> None:
+    tflite.write({"w8a8": path}, graph=None, quantized=quantized, model=MODEL, float_input=float_input)
 
 
 def codes_of(path: Path, pictures: NDArray[np.uint8], *, kernels: str = "AUTO") -> dict[str, NDArray[Any]]:
@@ -67,7 +78,14 @@ def share_equal(found: dict[str, NDArray[Any]], expected: dict[str, NDArray[np.i
 
 
 @pytest.mark.parametrize("student", STUDENTS)
-@pytest.mark.parametrize(("kernels", "rounding"), [("AUTO", "xnnpack"), ("BUILTIN_REF", "tflite-builtin-ref")])
+@pytest.mark.parametrize(
+    ("kernels", "rounding"),
+    [
+        ("AUTO", "xnnpack"),
+        ("BUILTIN_REF", "tflite-builtin-ref"),
+        ("BUILTIN_WITHOUT_DEFAULT_DELEGATES", "tflite-builtin"),
+    ],
+)
 def test_int8_file_equals_the_simulator_bit_for_bit(
     student: str, kernels: str, rounding: Any, quantized_students: dict[str, Quantized], int8_files: dict[str, Path]
 ) -> None:
@@ -96,16 +114,37 @@ def test_int8_file_has_no_transpose_and_as_many_products_as_the_graph(
     student: str, quantized_students: dict[str, Quantized], int8_files: dict[str, Path]
 ) -> None:
     content = int8_files[student].read_bytes()
-    operations = tflite.operations(content)
+    operations = flatbuffer.operations(content)
 
     assert operations[0] == "QUANTIZE"
     assert operations.count("QUANTIZE") == 1
-    assert not {"TRANSPOSE", "DEQUANTIZE"} & set(operations)
-    assert tflite.macs(content) == macs(quantized_students[student].graph)
+    assert not {"TRANSPOSE", "PAD", "DEQUANTIZE", "DEPTHWISE_CONV_2D"} & set(operations)
+    assert flatbuffer.macs(content) == macs(quantized_students[student].graph)
 
 
-def test_stride_of_two_needs_no_pad(int8_files: dict[str, Path]) -> None:
-    assert "PAD" not in tflite.operations(int8_files["edge_s"].read_bytes())
+@pytest.mark.parametrize("student", STUDENTS)
+def test_xnnpack_takes_everything_but_the_picture_and_the_maxima(student: str, int8_files: dict[str, Path]) -> None:
+    """It has no uint8-to-int8 QUANTIZE, no int8 MAXIMUM, and no int8 MEAN on its own terms (see the exceptions)."""
+    left = {op for op, (taken, total) in delegated(int8_files[student]).items() if taken < total}
+
+    assert left == {"QUANTIZE"} | ({"MAXIMUM"} if student == "lightcnn9" else set())
+
+
+def test_int8_operations_carry_the_versions_that_older_runtimes_check(int8_files: dict[str, Path]) -> None:
+    file = Flatbuffer(int8_files["edge_s"].read_bytes())
+    versions = {file.kind(operator): file.version(operator) for operator in file.operators}
+
+    assert versions == {"QUANTIZE": 1, "CONV_2D": 3, "RESHAPE": 1, "FULLY_CONNECTED": 5}
+
+
+def test_constants_lie_on_sixteen_bytes(int8_files: dict[str, Path]) -> None:
+    """As the schema asks; runtimes read weights where they lie in the file."""
+    content = int8_files["edge_s"].read_bytes()
+    file = Flatbuffer(content)
+    for index in range(len(file.tensors)):
+        values = file.constant(index)
+        if values is not None and values.nbytes > 64 and values.any():
+            assert content.index(values.tobytes()) % 16 == 0
 
 
 def test_input_is_the_uint8_picture_and_outputs_carry_the_tasks_names(int8_files: dict[str, Path]) -> None:
@@ -206,7 +245,22 @@ def test_check_accepts_the_file_that_was_written(
     quantized_students: dict[str, Quantized], int8_files: dict[str, Path]
 ) -> None:
     for student, path in int8_files.items():
-        tflite.check_w8a8(path.read_bytes(), quantized_students[student])
+        check_w8a8(path.read_bytes(), quantized_students[student])
+
+
+def _another_stride(quantized: Quantized) -> Quantized:
+    nodes = tuple(
+        replace(node, stride=(3 - node.stride[0], node.stride[1])) if place == 1 else node
+        for place, node in enumerate(quantized.graph.nodes)
+    )
+    return replace(quantized, graph=replace(quantized.graph, nodes=nodes))
+
+
+def _another_padding(quantized: Quantized) -> Quantized:
+    nodes = tuple(
+        replace(node, padding=(1, 1, 1, 1)) if place == 0 else node for place, node in enumerate(quantized.graph.nodes)
+    )
+    return replace(quantized, graph=replace(quantized.graph, nodes=nodes))
 
 
 @pytest.mark.parametrize(
@@ -221,18 +275,99 @@ def test_check_accepts_the_file_that_was_written(
         _outputs_exchanged,
         _one_output_less,
         _another_relu,
+        _another_stride,
+        _another_padding,
     ],
 )
 def test_check_notices_any_difference_twin(
     change: Callable[[Quantized], Quantized], quantized_students: dict[str, Quantized], int8_files: dict[str, Path]
 ) -> None:
     with pytest.raises(ModelError, match="layer"):
-        tflite.check_w8a8(int8_files["edge_s"].read_bytes(), change(quantized_students["edge_s"]))
+        check_w8a8(int8_files["edge_s"].read_bytes(), change(quantized_students["edge_s"]))
 
 
-def test_check_notices_a_float_file_twin(lowered: tflite.Lowered, quantized_students: dict[str, Quantized]) -> None:
-    with pytest.raises(ModelError, match="FLOAT32"):
-        tflite.check_w8a8(lowered.content, quantized_students["edge_s"])
+def test_check_notices_a_float_file_twin(
+    float_files: dict[str, Path], quantized_students: dict[str, Quantized]
+) -> None:
+    with pytest.raises(ModelError, match="layer"):
+        check_w8a8(float_files["fp32"].read_bytes(), quantized_students["edge_s"])
+
+
+def _transposed(file: Flatbuffer) -> None:
+    """The last layer's operand turned over and back."""
+    operator = next(o for o in file.operators if file.kind(o) == "FULLY_CONNECTED")
+    source = int(operator.inputs[0])
+    order = file.add_constant("order", np.array([0, 1], np.int32))
+    moved = file.add_tensor("moved", file.shape(source), file.dtype(source))
+    file.set_grid(moved, file.scales(source), file.zero_points(source))
+    file.operators.insert(file.operators.index(operator), file.operator("TRANSPOSE", [source, order], [moved]))
+    operator.inputs = [moved, *operator.inputs[1:]]
+
+
+def _padded(file: Flatbuffer) -> None:
+    """The second convolution's SAME written as PAD and VALID."""
+    operator = [o for o in file.operators if file.kind(o) == "CONV_2D"][1]
+    source = int(operator.inputs[0])
+    one, rows, columns, channels = file.shape(source)
+    pads = file.add_constant("pads", np.array([[0, 0], [0, 1], [0, 1], [0, 0]], np.int32))
+    padded = file.add_tensor("padded", (one, rows + 1, columns + 1, channels), file.dtype(source))
+    file.set_grid(padded, file.scales(source), file.zero_points(source))
+    file.operators.insert(file.operators.index(operator), file.operator("PAD", [source, pads], [padded]))
+    operator.inputs = [padded, *operator.inputs[1:]]
+    operator.builtinOptions.padding = flatbuffer.enum("Padding", "VALID")
+
+
+def _outputs_swapped(file: Flatbuffer) -> None:
+    first, second = (entry for entry in file.model.signatureDefs[0].outputs if entry.name in (b"gender", b"smile"))
+    first.tensorIndex, second.tensorIndex = second.tensorIndex, first.tensorIndex
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [(_transposed, "TRANSPOSE"), (_padded, "PAD"), (_outputs_swapped, "values of")],
+)
+@pytest.mark.parametrize("precision", [*FLOATS, "w8a8"])
+def test_check_notices_a_changed_structure_twin(
+    change: Callable[[Flatbuffer], None],
+    reason: str,
+    precision: str,
+    float_files: dict[str, Path],
+    int8_files: dict[str, Path],
+    float_graph: Graph,
+    quantized_students: dict[str, Quantized],
+) -> None:
+    path = int8_files["edge_s"] if precision == "w8a8" else float_files[precision]
+    file = Flatbuffer(path.read_bytes())
+    change(file)
+
+    def check(content: bytes) -> None:
+        if precision == "w8a8":
+            check_w8a8(content, quantized_students["edge_s"])
+        else:
+            check_float(content, float_graph, precision=precision)
+
+    check(path.read_bytes())
+    with pytest.raises(ModelError, match=reason):
+        check(file.pack())
+
+
+@pytest.mark.parametrize("precision", FLOATS)
+def test_check_of_a_float_file_notices_weights_and_precision_twin(
+    precision: str, float_files: dict[str, Path], float_graph: Graph
+) -> None:
+    content = float_files[precision].read_bytes()
+    check_float(content, float_graph, precision=precision)
+    name = float_graph.outputs["gender"]
+    weight = float_graph.weights[name].clone()
+    weight[0, 0] += weight.abs().max() / 64  # two steps of int8
+    other = "fp16" if precision == "fp32" else "fp32"
+
+    with pytest.raises(ModelError, match="layer"):
+        check_float(content, replace(float_graph, weights={**float_graph.weights, name: weight}), precision=precision)
+    with pytest.raises(ModelError, match="weight"):
+        check_float(content, float_graph, precision=other)
+    with pytest.raises(ModelError, match="image"):
+        check_float(content, replace(float_graph, mean=(64.0,) * 3), precision=precision)
 
 
 def test_dead_channel_keeps_its_scale(tmp_path: Path) -> None:
@@ -245,20 +380,27 @@ def test_dead_channel_keeps_its_scale(tmp_path: Path) -> None:
         head.bias.zero_()
     quantized = quantize_network(network)
 
-    tflite.write_w8a8(quantized, tmp_path / "dead.tflite")
+    write_w8a8(quantized, tmp_path / "dead.tflite")
 
     pictures = random_pictures(4, 32)
     assert share_equal(codes_of(tmp_path / "dead.tflite", pictures), simulate(quantized, pictures)) == 1.0
 
 
-def test_two_equal_heads_are_refused_by_name(tmp_path: Path) -> None:
-    """The converter computes them once, and one of two QAT scales would be lost."""
+def test_two_equal_heads_keep_a_grid_each(tmp_path: Path) -> None:
+    """A converter that sees the weights computes them once, and one of two QAT scales is lost."""
     network = random_network("cnn5")
     network.heads["smile"].load_state_dict(network.heads["gender"].state_dict())
+    quantized = quantize_network(network)
+    scale, zero_point = quantized.output_grid("smile")
+    grids = {**quantized.activations, quantized.graph.outputs["smile"]: (scale * 2, zero_point)}
+    quantized = replace(quantized, activations=grids)
 
-    with pytest.raises(ModelError, match="heads_"):
-        tflite.write_w8a8(quantize_network(network), tmp_path / "equal.tflite")
-    assert not any(tmp_path.iterdir())
+    write_w8a8(quantized, tmp_path / "equal.tflite")
+
+    pictures = random_pictures(4, 32)
+    found = codes_of(tmp_path / "equal.tflite", pictures)
+    assert share_equal(found, simulate(quantized, pictures)) == 1.0
+    assert not np.array_equal(found["gender"], found["smile"])
 
 
 def test_picture_with_other_statistics_is_refused_for_int8(
@@ -268,7 +410,7 @@ def test_picture_with_other_statistics_is_refused_for_int8(
     other = replace(quantized, graph=replace(quantized.graph, mean=(123.675, 116.28, 103.53)))
 
     with pytest.raises(UnsupportedError, match="mean 128"):
-        tflite.write_w8a8(other, tmp_path / "other.tflite")
+        write_w8a8(other, tmp_path / "other.tflite")
     assert not any(tmp_path.iterdir())
 
 
@@ -286,56 +428,85 @@ def sqnr_db(graph: Graph, path: Path) -> float:
 
 
 # float32 sums in another order keep 120 dB here; half-float weights (2^-12 relative) 60; dynamic int8 about 30.
-@pytest.mark.parametrize(
-    ("write", "floor_db"),
-    [(tflite.write_fp32, 100.0), (tflite.write_fp16, 50.0), (tflite.write_w8a32, 20.0)],
-)
+@pytest.mark.parametrize(("precision", "floor_db"), [("fp32", 100.0), ("fp16", 50.0), ("w8a32", 20.0)])
 def test_float_files_compute_the_graph(
-    write: Callable[[tflite.Lowered, Path], None],
-    floor_db: float,
-    lowered: tflite.Lowered,
-    float_graph: Graph,
-    tmp_path: Path,
+    precision: str, floor_db: float, float_files: dict[str, Path], float_graph: Graph
 ) -> None:
-    write(lowered, tmp_path / "file.tflite")
-
-    assert sqnr_db(float_graph, tmp_path / "file.tflite") > floor_db
+    assert sqnr_db(float_graph, float_files[precision]) > floor_db
 
 
-def test_float_file_of_a_changed_layer_differs_twin(
-    lowered: tflite.Lowered, float_graph: Graph, tmp_path: Path
-) -> None:
-    tflite.write_fp32(lowered, tmp_path / "file.tflite")
+def test_float_file_of_a_changed_layer_differs_twin(float_files: dict[str, Path], float_graph: Graph) -> None:
     name = float_graph.nodes[0].name
     weights = {**float_graph.weights, name: float_graph.weights[name].flip(0)}
 
     # Above the floor of none of the precisions: a wrong layer cannot pass for rounding.
-    assert sqnr_db(replace(float_graph, weights=weights), tmp_path / "file.tflite") < 15.0
+    assert sqnr_db(replace(float_graph, weights=weights), float_files["fp32"]) < 15.0
 
 
 def test_network_with_other_statistics_is_built_in_float(float_graph: Graph, tmp_path: Path) -> None:
     graph = replace(float_graph, mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
 
-    tflite.write_fp32(tflite.lower(graph), tmp_path / "file.tflite")
+    tflite.write({"fp32": tmp_path / "file.tflite"}, graph=graph, quantized=None, model=MODEL)
 
     assert sqnr_db(graph, tmp_path / "file.tflite") > 100.0
+    with pytest.raises(ModelError, match="image"):
+        check_float((tmp_path / "file.tflite").read_bytes(), replace(graph, std=(58.395,) * 3), precision="fp32")
 
 
-def test_half_floats_halve_the_file_and_int8_quarters_it(lowered: tflite.Lowered, tmp_path: Path) -> None:
-    sizes = {}
-    for write in (tflite.write_fp32, tflite.write_fp16, tflite.write_w8a32):
-        write(lowered, tmp_path / "file.tflite")
-        sizes[write] = (tmp_path / "file.tflite").stat().st_size
+def test_half_floats_halve_the_file_and_int8_quarters_it(float_files: dict[str, Path]) -> None:
+    sizes = {precision: path.stat().st_size for precision, path in float_files.items()}
 
     # 12 kB of names, shapes and biases do not shrink.
-    assert sizes[tflite.write_fp16] < sizes[tflite.write_fp32] / 2 + 12_000
-    assert sizes[tflite.write_w8a32] < sizes[tflite.write_fp32] / 4 + 12_000
+    assert sizes["fp16"] < sizes["fp32"] / 2 + 12_000
+    assert sizes["w8a32"] < sizes["fp32"] / 4 + 12_000
+
+
+@pytest.mark.parametrize("precision", [*FLOATS, "w8a8"])
+def test_float_input_answers_as_the_picture_does(
+    precision: str,
+    float_graph: Graph,
+    quantized_students: dict[str, Quantized],
+    float_files: dict[str, Path],
+    int8_files: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    """(x − 128)/64 is exact in float32, so nothing may differ."""
+    path, quantized = tmp_path / "floating.tflite", quantized_students["edge_s"]
+    tflite.write({precision: path}, graph=float_graph, quantized=quantized, model=MODEL, float_input=True)
+    pictures = random_pictures(4, 32)
+
+    floating = TfliteRunner(path, spec=MODEL, runtime="tflite-xnnpack", precision=precision, threads=1)
+    usual = int8_files["edge_s"] if precision == "w8a8" else float_files[precision]
+    expected = TfliteRunner(usual, spec=MODEL, runtime="tflite-xnnpack", precision=precision, threads=1).run(pictures)
+
+    found = floating.run(pictures)
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    # Twin: the statistics are those of the spec, not of the runner.
+    other = TfliteRunner(
+        path, spec=replace(MODEL, std=(32.0,) * 3), runtime="tflite-xnnpack", precision=precision, threads=1
+    )
+    assert not np.array_equal(other.run(pictures)["gender"], expected["gender"])
+
+
+def test_float_input_with_other_statistics_needs_no_arithmetic(float_graph: Graph, tmp_path: Path) -> None:
+    statistics = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
+    graph, model = replace(float_graph, **statistics), replace(MODEL, **statistics)  # type: ignore[arg-type]
+    path = tmp_path / "file.tflite"
+
+    tflite.write({"fp32": path}, graph=graph, quantized=None, model=model, float_input=True)
+
+    pictures = random_pictures(4, 32)
+    expected = run(graph, torch.from_numpy(pictures).permute(0, 3, 1, 2).float())
+    found = TfliteRunner(path, spec=model, runtime="tflite-xnnpack", precision="fp32", threads=1).run(pictures)
+    assert not {"CAST", "SUB", "DIV", "DEQUANTIZE"} & set(flatbuffer.operations(path.read_bytes()))
+    # float32 sums in another order; outputs are of order 1.
+    assert all(np.allclose(found[name], value.numpy(), atol=1e-4) for name, value in expected.items())
 
 
 def test_same_graph_gives_the_same_file(
     quantized_students: dict[str, Quantized], int8_files: dict[str, Path], tmp_path: Path
 ) -> None:
-    tflite.write_w8a8(quantized_students["cnn5"], tmp_path / "again.tflite")
+    write_w8a8(quantized_students["cnn5"], tmp_path / "again.tflite")
 
     assert (tmp_path / "again.tflite").read_bytes() == int8_files["cnn5"].read_bytes()
 
@@ -343,12 +514,9 @@ def test_same_graph_gives_the_same_file(
 def test_runner_dequantizes_as_the_grid_says(
     quantized_students: dict[str, Quantized], int8_files: dict[str, Path]
 ) -> None:
-    from edgeface.specs import NetworkSpec
-
     quantized, pictures = quantized_students["edge_s"], random_pictures(5, 32)
-    spec = spec_of(NetworkSpec(backbone="edge_s", input_px=32))
 
-    runner = TfliteRunner(int8_files["edge_s"], spec=spec, runtime="tflite-xnnpack", precision="w8a8", threads=1)
+    runner = TfliteRunner(int8_files["edge_s"], spec=MODEL, runtime="tflite-xnnpack", precision="w8a8", threads=1)
     found, expected = runner.run(pictures), dequantize(quantized, simulate(quantized, pictures))
 
     assert all(np.array_equal(found[name], expected[name]) for name in expected)
@@ -362,3 +530,35 @@ def test_missing_tool_kit_is_named(monkeypatch: pytest.MonkeyPatch, float_graph:
 
     with pytest.raises(MissingToolError, match="pip install"):
         tflite.lower(float_graph)
+
+
+def test_one_conversion_serves_the_float_and_the_int8_student(
+    float_graph: Graph, quantized_students: dict[str, Quantized], int8_files: dict[str, Path], tmp_path: Path
+) -> None:
+    laps: list[str] = []
+    files = {precision: tmp_path / f"{precision}.tflite" for precision in ("fp32", "w8a8")}
+
+    tflite.write(files, graph=float_graph, quantized=quantized_students["edge_s"], model=MODEL, lap=laps.append)
+
+    assert laps == ["convert", "write fp32", "write w8a8"]
+    assert files["w8a8"].read_bytes() == int8_files["edge_s"].read_bytes()
+    # Twin: another structure is converted anew.
+    laps.clear()
+    tflite.write(files, graph=float_graph, quantized=quantized_students["cnn5"], model=MODEL, lap=laps.append)
+    assert laps == ["convert", "write fp32", "convert", "write w8a8"]
+
+
+def test_file_says_what_it_is(int8_files: dict[str, Path], tmp_path: Path) -> None:
+    note = tflite.read_note(int8_files["edge_s"])
+    file = Flatbuffer(int8_files["edge_s"].read_bytes())
+    file.set_metadata("edgeface", b"[1]")
+    (tmp_path / "other.tflite").write_bytes(file.pack())
+
+    assert (note["schema"], note["precision"], note["model"]["name"]) == (1, "w8a8", "edge_s")
+    assert tflite.read_note(tmp_path / "other.tflite") == {}
+
+
+def test_precision_without_its_network_is_refused(float_graph: Graph, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="w8a8"):
+        tflite.write({"w8a8": tmp_path / "x.tflite"}, graph=float_graph, quantized=None, model=MODEL)
+    assert not any(tmp_path.iterdir())
