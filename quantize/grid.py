@@ -17,11 +17,15 @@ mean              acc = Σ (q_x − z_x)                                 M = s_x
 add               q_y = clamp(round((q_a − z_a)·s_a/s_y + (q_b − z_b)·s_b/s_y) + z_y)
 clamp is to −128…127, and to z_y…127 with a ReLU. How `round(acc·M)` is computed is what kernel families differ in:
 
-xnnpack              M and the product in float32, ties to even; also what OpenVINO computes
+xnnpack              M and the product in float32, ties to even
+openvino             the same; targets/openvino.py lays its files out so. add: each operand times s/s_y, in float32, the
+                     first fused with the sum, ties to even
+coreml               the value acc·s_x·s_w[c] in float32, divided by s_y in float32, ties to even; so too mean and add
 tflite-builtin-ref   fixed-point M of 31 bits; conv2d, mean and add round twice, ties away from zero; linear once, up
 tflite-builtin       the same, but conv2d and linear round twice, ties up (as on x86)
 
-Measured: all three equal LiteRT's files bit for bit in every operation, on x86 with AVX-512.
+Measured: xnnpack and the two builtin rules equal LiteRT's files bit for bit in every operation, and openvino those of
+OpenVINO, on x86 with AVX-512.
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ from torch import Tensor
 
 from edgeface.errors import ModelError, UnsupportedError
 from quantize.graph import INPUT, SHARING, Graph, Node, apply
-from quantize.rounding import FAMILIES, Kernels
+from quantize.rounding import FAMILIES, Kernels, Steps
 
 INPUT_SCALE = 1.0 / 64.0
 INPUT_ZERO_POINT = 0
@@ -306,24 +310,22 @@ def _simulate_node(
             grids[1][0],
             out_scale,
         )
+        return np.clip(rounded + out_zero, least, 127).astype(np.int8)
+    if node.op == "mean":
+        sums = centred[0].sum((2, 3))
+        count = inputs[0].shape[2] * inputs[0].shape[3]
+        scales = np.ones(1, np.float32)
     else:
-        if node.op == "mean":
-            sums = centred[0].sum((2, 3))
-            count = inputs[0].shape[2] * inputs[0].shape[3]
-            ones = np.ones(1, np.float32)
-            wide = np.float64(in_scale) / np.float64(out_scale) / count * np.ones(1)
-            narrow = np.float32(in_scale) / np.float32(out_scale) / np.float32(count) * ones
-        else:
-            weight = torch.from_numpy(quantized.weights[node.name]).double()
-            bias = torch.from_numpy(quantized.biases[node.name]).double()
-            sums = apply(replace(node, relu=False), centred, weight=weight, bias=bias)
-            scales = quantized.weight_scales[node.name]
-            wide = np.float64(in_scale) * scales.astype(np.float64) / np.float64(out_scale)
-            narrow = np.float32(in_scale) * scales / np.float32(out_scale)
-        accumulated = sums.numpy()
-        if np.abs(accumulated).max(initial=0.0) >= 2.0**31:
-            raise ModelError(f"layer {node.name!r}: a sum leaves int32", expected="weights that a chip can add up")
-        shape = (1, -1, *[1] * (accumulated.ndim - 2))
-        rule = {"conv2d": family.conv2d, "linear": family.linear, "mean": family.mean}[node.op]
-        rounded = rule(accumulated.astype(np.int64), (narrow if family.narrow else wide).reshape(shape))
+        weight = torch.from_numpy(quantized.weights[node.name]).double()
+        bias = torch.from_numpy(quantized.biases[node.name]).double()
+        sums = apply(replace(node, relu=False), centred, weight=weight, bias=bias)
+        count = 1
+        scales = quantized.weight_scales[node.name]
+    accumulated = sums.numpy()
+    if np.abs(accumulated).max(initial=0.0) >= 2.0**31:
+        raise ModelError(f"layer {node.name!r}: a sum leaves int32", expected="weights that a chip can add up")
+    by_channel = scales.reshape(1, -1, *[1] * (accumulated.ndim - 2))
+    steps = Steps(source=in_scale, weights=by_channel, count=count, result=out_scale)
+    rule = {"conv2d": family.conv2d, "linear": family.linear, "mean": family.mean}[node.op]
+    rounded = rule(accumulated.astype(np.int64), steps)
     return np.clip(rounded + out_zero, least, 127).astype(np.int8)
