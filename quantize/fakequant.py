@@ -136,7 +136,7 @@ class FakeQuantNetwork(nn.Module):
         self._take_ranges()
         self._require_ranges()
         self._settle_ranges()
-        quantized = snap(self._float_graph(), activations=self.activations(), floats=self.floats)
+        quantized = snap(self.float_graph(), activations=self.activations(), floats=self.floats)
         # Scales of 16 bits make one pass a fixed point; a second that changed anything would be a fault of the grid.
         again = snap(quantized.graph, activations=quantized.activations, floats=self.floats)
         for name, weight in quantized.graph.weights.items():
@@ -146,6 +146,10 @@ class FakeQuantNetwork(nn.Module):
             self.weights[name].copy_(weight)
             self.biases[name].copy_(bias)
         self.phase = "snapped"
+
+    def owner(self, name: str) -> str:
+        """The point that decides the scale of INPUT or a node."""
+        return self._owners[name]
 
     def activations(self) -> dict[str, tuple[float, int]]:
         """(scale, zero point) of INPUT and every node, from the ranges as they stand."""
@@ -164,7 +168,7 @@ class FakeQuantNetwork(nn.Module):
             raise ModelError(
                 f"a fake-quant network that is {self.phase}", expected="a snapped one", do="Call snap_() after training"
             )
-        graph = self._float_graph()
+        graph = self.float_graph()
         quantized = snap(graph, activations=self.activations(), floats=self.floats)
         for name, weight in graph.weights.items():
             if not (
@@ -267,7 +271,7 @@ class FakeQuantNetwork(nn.Module):
             if node.name in self.weights:
                 weight, bias = self.weights[node.name], self.biases[node.name]
                 if rounds and node.name not in self.floats:
-                    weight, bias = _rounded(weight, bias, grids[self._owners[node.inputs[0]]])
+                    weight, bias = rounded_layer(weight, bias, grids[self._owners[node.inputs[0]]])
             y = apply(node, inputs, weight=weight, bias=bias)
             slot = self._slots.get(node.name)
             if slot is not None:
@@ -337,7 +341,8 @@ class FakeQuantNetwork(nn.Module):
         self.low.copy_(low)
         self.high.copy_(high)
 
-    def _float_graph(self) -> Graph:
+    def float_graph(self) -> Graph:
+        """The graph with the weights and biases as they stand, on the CPU."""
         return replace(
             self.graph,
             weights={name: self.weights[name].detach().cpu().contiguous() for name in self.graph.weights},
@@ -345,7 +350,22 @@ class FakeQuantNetwork(nn.Module):
         )
 
 
-def _rounded(weight: Tensor, bias: Tensor, input_scale: Tensor) -> tuple[Tensor, Tensor]:
+def on_grid(quantized: Quantized) -> FakeQuantNetwork:
+    """A network on the grid as one that runs: snapped, in evaluation mode; its `quantized()` is `quantized` again."""
+    network = FakeQuantNetwork(quantized.graph, floats=quantized.floats)
+    grids = [quantized.activations[name] for name in network.points]
+    scale = torch.tensor([scale for scale, _ in grids])
+    zero_point = torch.tensor([zero for _, zero in grids])
+    with torch.no_grad():
+        low, high = grid_range(scale, zero_point)
+        network.low.copy_(low)
+        network.high.copy_(high)
+        network.batches.fill_(1)
+    network.phase = "snapped"
+    return network.eval()
+
+
+def rounded_layer(weight: Tensor, bias: Tensor, input_scale: Tensor) -> tuple[Tensor, Tensor]:
     """Weight and bias at the nearest points of their grid, straight-through."""
     scales = weight_scales(weight, bias, input_scale)
     zeros = torch.zeros_like(scales, dtype=torch.int32)

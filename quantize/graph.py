@@ -157,14 +157,31 @@ def run(graph: Graph, images: Tensor) -> dict[str, Tensor]:
     }
 
 
+class GraphNetwork(nn.Module):
+    """A graph in floating point, as a network."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """See `run`."""
+        return run(self.graph, images)
+
+
+def layer_macs(graph: Graph) -> dict[str, int]:
+    """Convolutions and linear layers to their multiply-accumulates for one picture."""
+    # Every weight is used once per output position.
+    return {
+        node.name: graph.weights[node.name].numel() * math.prod(node.shape[1:])
+        for node in graph.nodes
+        if node.name in graph.weights
+    }
+
+
 def macs(graph: Graph) -> int:
     """Multiply-accumulates of one picture, in convolutions and linear layers."""
-    total = 0
-    for node in graph.nodes:
-        if node.op in ("conv2d", "linear"):
-            # Every weight is used once per output position.
-            total += graph.weights[node.name].numel() * math.prod(node.shape[1:])
-    return total
+    return sum(layer_macs(graph).values())
 
 
 def trace(network: MultiTaskNetwork) -> Graph:
