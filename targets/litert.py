@@ -1,4 +1,4 @@
-"""TFLite files in LiteRT: the only module that imports its interpreter.
+"""TFLite files in LiteRT, in TensorFlow and in tflite-runtime 2.14: the only module that imports their interpreters.
 
 Loading a broken flatbuffer can end the process that tries; `probe` tries in a process of its own.
 """
@@ -6,11 +6,13 @@ Loading a broken flatbuffer can end the process that tries; `probe` tries in a p
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +21,11 @@ from edgeface.errors import MissingToolError, ModelError, UnsupportedError
 from edgeface.evaluate import Outputs
 from edgeface.specs import ModelSpec, OutputSpec
 from edgeface.tasks import TASKS, Kind
+from targets.interpreter import describe, run
 from targets.protocol import Grids
 from targets.silence import silenced
 
-TFLITE_RUNTIMES = ("tflite-xnnpack", "tflite-builtin")
+TFLITE_RUNTIMES = ("tflite-xnnpack", "tflite-builtin", "tensorflow", "tflite-2.14")
 
 _PROBE = """
 import sys
@@ -40,7 +43,7 @@ def probe(path: Path) -> None:
     Raises:
         ModelError: It could not be run.
     """
-    _interpreter_module()
+    _litert()
     try:
         done = subprocess.run(
             [sys.executable, "-c", _PROBE, str(path)],
@@ -63,13 +66,32 @@ def probe(path: Path) -> None:
         )
 
 
+class Engine(Protocol):
+    """A loaded TFLite file: LiteRT's interpreter, TensorFlow's, or a process that holds another.
+
+    Attributes:
+        description: See interpreter.describe.
+    """
+
+    @property
+    def description(self) -> Mapping[str, Any]: ...
+
+    def run(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Each sample of a batch of inputs: output name to (B, …)."""
+        ...
+
+    def prepare(self, sample: NDArray[Any]) -> Callable[[], None]:
+        """What to call to run one input."""
+        ...
+
+
 class TfliteRunner:
-    """A TFLite file in LiteRT, one picture at a time.
+    """A TFLite file, one picture at a time.
 
     Args:
         path: The file.
         spec: Its input and outputs; None takes the outputs that are named after a task and have its size.
-        runtime: "tflite-xnnpack" (the default delegate) or "tflite-builtin" (TFLite's own kernels).
+        runtime: One of TFLITE_RUNTIMES.
         precision: What its manifest calls it; "" reads it off the tensor types.
         threads: CPU threads.
     """
@@ -78,12 +100,15 @@ class TfliteRunner:
         self.path = path
         self.runtime = runtime
         self.threads = threads
-        self._interpreter = _interpreter(path, runtime=runtime, threads=threads)
-        self._input = self._interpreter.get_input_details()[0]
-        self._outputs = _named_outputs(self._interpreter)
+        self._engine = open_engine(path, runtime=runtime, threads=threads)
+        inputs = self._engine.description["inputs"]
+        if len(inputs) != 1:
+            raise UnsupportedError(f"{len(inputs)} inputs", expected="one, a picture", where=str(path))
+        self._input = inputs[0]
+        self._outputs = self._engine.description["outputs"]
         self._own = spec is not None  # a float input of a file of ours is the standardized picture
         self.spec = spec or _minimal_spec(path, self._input, self._outputs)
-        self.precision = precision or _observed_precision(self._interpreter, self._outputs)
+        self.precision = precision or _observed_precision(self._engine.description)
         missing = [output.name for output in self.spec.outputs if output.name not in self._outputs]
         if missing:
             raise ModelError(
@@ -109,7 +134,7 @@ class TfliteRunner:
         return {
             name: (float(detail["quantization"][0]), int(detail["quantization"][1]))
             for name, detail in self._outputs.items()
-            if detail["dtype"] == np.int8
+            if detail["dtype"] == "int8"
         }
 
     def run(self, batch: NDArray[np.uint8]) -> Outputs:
@@ -131,22 +156,15 @@ class TfliteRunner:
             raise ModelError(
                 f"pictures {batch.dtype} {batch.shape}", expected=f"uint8 (B, {side}, {side}, 3)", where=str(self.path)
             )
-        standardized = self._input["dtype"] == np.float32 and self._own
-        if not (standardized or self._input["dtype"] == np.uint8) or tuple(self._input["shape"]) != (1, side, side, 3):
+        standardized = self._input["dtype"] == "float32" and self._own
+        if not (standardized or self._input["dtype"] == "uint8") or self._input["shape"] != [1, side, side, 3]:
             raise UnsupportedError(
-                f"an input {np.dtype(self._input['dtype']).name} {tuple(int(n) for n in self._input['shape'])}",
+                f"an input {self._input['dtype']} {tuple(self._input['shape'])}",
                 expected="uint8 (1, H, H, 3): how a picture becomes other numbers is not written in the file",
                 where=str(self.path),
                 do="It can still be timed: edgeface bench",
             )
-        rows: dict[str, list[NDArray[Any]]] = {name: [] for name in self._outputs}
-        pictures: NDArray[Any] = standardize(batch, self.spec) if standardized else batch
-        for picture in pictures:
-            self._interpreter.set_tensor(self._input["index"], picture[None])
-            self._interpreter.invoke()
-            for name, detail in self._outputs.items():
-                rows[name].append(self._interpreter.get_tensor(detail["index"])[0])
-        return {name: np.stack(values) if values else np.empty(0) for name, values in rows.items()}
+        return self._engine.run(standardize(batch, self.spec) if standardized else batch)
 
     def prepare(self, seed: int) -> Callable[[], None]:
         """See TimedRunner.prepare."""
@@ -157,9 +175,7 @@ class TfliteRunner:
             picture = generator.integers(limits.min, limits.max, shape, dtype=dtype, endpoint=True)
         else:
             picture = generator.uniform(-1.0, 1.0, shape).astype(dtype)
-        self._interpreter.set_tensor(self._input["index"], picture)
-        invoke: Callable[[], None] = self._interpreter.invoke
-        return invoke
+        return self._engine.prepare(picture)
 
 
 def standardize(batch: NDArray[np.uint8], spec: ModelSpec) -> NDArray[np.float32]:
@@ -174,7 +190,7 @@ def delegated(path: Path) -> dict[str, tuple[int, int]]:
     Returns:
         Operation name to (how many it takes, how many the file has).
     """
-    details = _interpreter(path, runtime="tflite-xnnpack", threads=1)._get_ops_details()  # the one place that tells
+    details = _load(_litert(), path, resolver="AUTO", threads=1)._get_ops_details()  # the one place that tells
     own = [detail for detail in details if detail["op_name"] != "DELEGATE"]
     makers = {int(index): place for place, detail in enumerate(own) for index in detail["outputs"]}
     taken: set[int] = set()
@@ -196,63 +212,108 @@ def delegated(path: Path) -> dict[str, tuple[int, int]]:
     return counts
 
 
-def _interpreter_module() -> Any:
+class _InProcess:
+    """An interpreter of this process."""
+
+    def __init__(self, interpreter: Any) -> None:
+        self._interpreter = interpreter
+        self.description = describe(interpreter)
+
+    def run(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """See Engine.run."""
+        return run(self._interpreter, self.description, batch)
+
+    def prepare(self, sample: NDArray[Any]) -> Callable[[], None]:
+        """See Engine.prepare."""
+        self._interpreter.set_tensor(self.description["inputs"][0]["index"], sample)
+        invoke: Callable[[], None] = self._interpreter.invoke
+        return invoke
+
+
+def open_engine(path: Path, *, runtime: str, threads: int) -> Engine:
+    """Load a file.
+
+    Args:
+        path: The file; a broken one may end this process, unless `probe` tried it.
+        runtime: One of TFLITE_RUNTIMES.
+        threads: CPU threads.
+
+    Raises:
+        ModelError: It is not a file that the runtime can run.
+        UnsupportedError: The runtime would run it wrongly.
+        MissingToolError: The runtime is not installed.
+    """
+    match runtime:
+        case "tflite-2.14":
+            from targets.tflite214 import Worker
+
+            return Worker(path, threads=threads)
+        case "tensorflow":
+            return _InProcess(_load(_tensorflow(), path, resolver="AUTO", threads=threads))
+        case "tflite-builtin":
+            resolver = "BUILTIN_WITHOUT_DEFAULT_DELEGATES"
+            return _InProcess(_load(_litert(), path, resolver=resolver, threads=threads))
+        case _:
+            return _InProcess(_load(_litert(), path, resolver="AUTO", threads=threads))
+
+
+def _litert() -> Any:
+    return _import_module("ai_edge_litert.interpreter", "ai-edge-litert", extra="android")
+
+
+def _tensorflow() -> Any:
+    # It sets the level of its C++ log as it loads.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with silenced():
+        tensorflow = _import_module("tensorflow", "tensorflow", extra="tf")
+        return SimpleNamespace(
+            Interpreter=tensorflow.lite.Interpreter, OpResolverType=tensorflow.lite.experimental.OpResolverType
+        )
+
+
+def _import_module(name: str, package: str, *, extra: str) -> Any:
     try:
-        return importlib.import_module("ai_edge_litert.interpreter")  # it has no types
+        return importlib.import_module(name)  # it has no types
     except ImportError as error:
         raise MissingToolError(
-            f"ai-edge-litert cannot be imported ({error})",
-            expected="the LiteRT runtime",
+            f"{package} cannot be imported ({error})",
+            expected="the runtime",
             where="running a TFLite file",
-            do="pip install 'edgeface[android]'",
+            do=f"pip install 'edgeface[{extra}]'",
         ) from error
 
 
-def _interpreter(path: Path, *, runtime: str, threads: int) -> Any:
-    module = _interpreter_module()
-    resolver = module.OpResolverType.AUTO
-    if runtime == "tflite-builtin":
-        resolver = module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+def _load(module: Any, path: Path, *, resolver: str, threads: int) -> Any:
     try:
         with silenced():  # the delegate announces itself on stderr
             interpreter = module.Interpreter(
-                model_path=str(path), num_threads=threads, experimental_op_resolver_type=resolver
+                model_path=str(path),
+                num_threads=threads,
+                experimental_op_resolver_type=getattr(module.OpResolverType, resolver),
             )
             interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise ModelError(f"LiteRT cannot run it ({error})", expected="a whole TFLite file", where=str(path)) from error
-    if len(interpreter.get_input_details()) != 1:
-        raise UnsupportedError(
-            f"{len(interpreter.get_input_details())} inputs", expected="one, a picture", where=str(path)
-        )
     return interpreter
-
-
-def _named_outputs(interpreter: Any) -> dict[str, Any]:
-    """Output name to its tensor's details: by signature where there is one, else by tensor name."""
-    signatures = interpreter.get_signature_list()
-    if len(signatures) == 1:
-        return dict(interpreter.get_signature_runner().get_output_details())
-    return {detail["name"]: detail for detail in interpreter.get_output_details()}
 
 
 def _minimal_spec(path: Path, picture: Any, outputs: Mapping[str, Any]) -> ModelSpec:
     found = []
-    for name, detail in sorted(outputs.items()):
+    for name, slot in sorted(outputs.items()):
         task = TASKS.get(name)
         # Landmarks are offsets from a mean shape that only a manifest tells.
         if task is None or task.kind is Kind.LANDMARKS:
             continue
-        if int(np.prod(detail["shape"])) == int(np.prod(task.output_shape)):
+        if int(np.prod(slot["shape"])) == int(np.prod(task.output_shape)):
             found.append(OutputSpec(name=name, task=name, shape=task.output_shape, classes=task.classes))
     side = int(picture["shape"][1]) if len(picture["shape"]) == 4 else 0
     return ModelSpec(name=path.stem, input_px=side, outputs=tuple(found))
 
 
-def _observed_precision(interpreter: Any, outputs: Mapping[str, Any]) -> str:
-    if all(detail["dtype"] == np.int8 for detail in outputs.values()):
+def _observed_precision(description: Mapping[str, Any]) -> str:
+    if any(slot["dtype"] == "int8" for slot in description["outputs"].values()):
         return "w8a8"
-    kinds = {detail["dtype"] for detail in interpreter.get_tensor_details()}
-    if np.int8 in kinds:
+    kinds = description["dtypes"]
+    if "int8" in kinds:
         return "w8a32"
-    return "fp16" if np.float16 in kinds else "fp32"
+    return "fp16" if "float16" in kinds else "fp32"

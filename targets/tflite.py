@@ -17,7 +17,8 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +69,33 @@ _HYBRID_CONV_PER_CHANNEL = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lowered:
-    """A network's structure as a float TFLite file in memory, its input float, its weights stand-ins.
+class Structure:
+    """A network without its numbers: what the converter sees.
 
     Attributes:
-        graph: What it was made from.
+        input_px: As of Graph.
+        nodes: As of Graph.
+        outputs: Output name, node name and shape of one sample.
+        shapes: Node name and shape of its weight.
+    """
+
+    input_px: int
+    nodes: tuple[Node, ...]
+    outputs: tuple[tuple[str, str, tuple[int, ...]], ...]
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lowered:
+    """A structure as a float TFLite file in memory, its input float, its weights stand-ins.
+
+    Attributes:
+        structure: What it was made from.
         content: The flatbuffer. A layer's constants are called `NODE/weight` and `NODE/bias`.
         activations: Tensor name to the node whose grid it has.
     """
 
-    graph: Graph
+    structure: Structure
     content: bytes = field(repr=False)
     activations: Mapping[str, str]
 
@@ -110,8 +128,9 @@ def write(
     lowered: Lowered | None = None
     for precision in files:
         network = _network(precision, graph, quantized)
-        if lowered is None or not _alike(lowered.graph, network):
-            lowered = lower(network)
+        structure = structure_of(network)
+        if lowered is None or lowered.structure != structure:
+            lowered = lower(structure)
             lap("convert")
         if precision == "w8a8":
             assert quantized is not None
@@ -138,26 +157,39 @@ def read_note(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def lower(graph: Graph) -> Lowered:
-    """Convert a network's structure; its weights do not matter.
+def structure_of(graph: Graph) -> Structure:
+    return Structure(
+        input_px=graph.input_px,
+        nodes=graph.nodes,
+        outputs=tuple((output, name, graph.output_shape(output)) for output, name in sorted(graph.outputs.items())),
+        shapes=tuple(
+            (node.name, tuple(graph.weights[node.name].shape)) for node in graph.nodes if node.name in graph.weights
+        ),
+    )
+
+
+# A search over precisions writes many files of one network.
+@lru_cache(maxsize=8)
+def lower(structure: Structure) -> Lowered:
+    """Convert a network's structure.
 
     Raises:
         MissingToolError: litert-torch is not installed.
         ModelError: The converter failed, or left an operation that belongs to no node.
     """
-    stand_in = _with_stand_ins(graph)
+    graph = _with_stand_ins(structure)
     sample = torch.zeros(1, graph.input_px, graph.input_px, 3)
     with _quiet(what="litert-torch"), tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "lowered.tflite"
-        program = Program(stand_in).eval()
+        program = Program(graph).eval()
         import_tool("litert_torch").convert(program, sample_kwargs={"image": sample}).export(str(path))
         content = path.read_bytes()
     file = Flatbuffer(content)
     _restore_means(file)
     _restore_convolutions(file)
-    activations = _name_tensors(file, stand_in)
+    activations = _name_tensors(file, graph)
     file.drop_unused()
-    return Lowered(graph=graph, content=file.pack(), activations=activations)
+    return Lowered(structure=structure, content=file.pack(), activations=activations)
 
 
 def _network(precision: str, graph: Graph | None, quantized: Quantized | None) -> Graph:
@@ -173,21 +205,18 @@ def _network(precision: str, graph: Graph | None, quantized: Quantized | None) -
     )
 
 
-def _alike(first: Graph, second: Graph) -> bool:
-    """Whether two networks differ in nothing but weights and statistics."""
-    return (first.input_px, first.nodes, dict(first.outputs), dict(first.output_shapes)) == (
-        second.input_px,
-        second.nodes,
-        dict(second.outputs),
-        dict(second.output_shapes),
-    ) and all(first.weights[name].shape == weight.shape for name, weight in second.weights.items())
-
-
-def _with_stand_ins(graph: Graph) -> Graph:
+def _with_stand_ins(structure: Structure) -> Graph:
     generator = torch.Generator().manual_seed(0)
-    weights = {name: torch.randn(weight.shape, generator=generator) for name, weight in graph.weights.items()}
-    biases = {name: torch.randn(bias.shape, generator=generator) for name, bias in graph.biases.items()}
-    return replace(graph, weights=weights, biases=biases)
+    return Graph(
+        input_px=structure.input_px,
+        nodes=structure.nodes,
+        outputs={output: name for output, name, _ in structure.outputs},
+        output_shapes={output: shape for output, _, shape in structure.outputs},
+        weights={name: torch.randn(shape, generator=generator) for name, shape in structure.shapes},
+        biases={name: torch.randn(shape[0], generator=generator) for name, shape in structure.shapes},
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+    )
 
 
 def _restore_means(file: Flatbuffer) -> None:

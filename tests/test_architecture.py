@@ -50,7 +50,7 @@ TOOLKITS = {
     "onnxruntime": "targets/onnx.py",
     "onnxscript": "",
     "tensorflow": "targets/litert.py",
-    "tflite_runtime": "",
+    "tflite_runtime": "targets/interpreter.py",
     "torchao": "",
 }
 
