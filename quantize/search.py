@@ -57,7 +57,7 @@ class Found:
         floats: Layers of a w8a8 network left in float.
         quantized: The network to build at w8a8, else None.
         tried: Every candidate, in the order it was tried; one of them is this one.
-        sensitivity: What chose the float layers; None when int8 throughout was good enough.
+        sensitivity: What chose the first float layers; None when int8 throughout was good enough.
     """
 
     precision: str
@@ -208,6 +208,7 @@ def size_bytes(graph: Graph, *, precision: str, floats: frozenset[str] = frozens
 def _greedy(trial: _Trial, first: Tried, table: Sensitivity) -> Tried | None:
     """Layers given back to float, the most gain for the broken tasks per cost first; then those not needed, to int8."""
     state = first
+    measured = state.floats
     left = {row.layer: row for row in table.rows if _may_be_float(trial.base, row.layer)}
     while state.broken:
         gains = {
@@ -216,7 +217,13 @@ def _greedy(trial: _Trial, first: Tried, table: Sensitivity) -> Tried | None:
         }
         layer = max(gains, key=lambda name: gains[name], default=None)
         if layer is None or gains[layer] <= 0.0:
-            return None
+            if measured == state.floats:
+                return None
+            # What a layer costs shows only once the layers behind it let it through.
+            table = sensitivity(trial.base, trial.activations, trial.score, mode="rest", floats=state.floats)
+            measured = state.floats
+            left = {row.layer: row for row in table.rows if _may_be_float(trial.base, row.layer)}
+            continue
         del left[layer]
         state = trial.mixed(state.floats | {layer})
     costs = layer_macs(trial.base)

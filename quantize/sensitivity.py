@@ -114,7 +114,13 @@ class Faces:
 
 @torch.no_grad()
 def sensitivity(
-    graph: Graph, activations: Mapping[str, tuple[float, int]], faces: Faces, *, mode: Mode = "alone", batch: int = 64
+    graph: Graph,
+    activations: Mapping[str, tuple[float, int]],
+    faces: Faces,
+    *,
+    mode: Mode = "alone",
+    floats: frozenset[str] = frozenset(),
+    batch: int = 64,
 ) -> Sensitivity:
     """Measure every convolution and linear layer.
 
@@ -126,14 +132,15 @@ def sensitivity(
         activations: (scale, zero point) of INPUT and every node.
         faces: What it is measured on.
         mode: See Mode.
+        floats: Layers that are in float for good; they have no row.
         batch: Faces at once.
 
     Raises:
         UnsupportedError: The input's standardisation is not that of the grid.
     """
     require_input_grid(graph)
-    layers = [node.name for node in graph.nodes if node.name in graph.weights]
-    arithmetic = _Arithmetic(graph, activations)
+    layers = [node.name for node in graph.nodes if node.name in graph.weights and node.name not in floats]
+    arithmetic = _Arithmetic(graph, activations, floats=floats)
     parts: dict[str, list[dict[str, Tensor]]] = {name: [] for name in ("", *layers)}
     for start in range(0, faces.count, batch):
         images = torch.from_numpy(faces.images[start : start + batch]).permute(0, 3, 1, 2).float()
@@ -156,8 +163,9 @@ def sensitivity(
 class _Arithmetic:
     """Nodes of a graph, rounded or not."""
 
-    def __init__(self, graph: Graph, activations: Mapping[str, tuple[float, int]]) -> None:
+    def __init__(self, graph: Graph, activations: Mapping[str, tuple[float, int]], *, floats: frozenset[str]) -> None:
         self.graph = graph
+        self.floats = floats
         self.activations = activations
         self._owners = scale_owners(graph)
         self._leaves = set(graph.outputs.values())
@@ -170,6 +178,8 @@ class _Arithmetic:
 
     def value(self, node: Node, values: Mapping[str, Tensor], *, rounds: bool) -> Tensor:
         """Weights and result on their grid, or neither."""
+        if rounds and node.name in self.floats:
+            return self.in_float(node, values)
         weight, bias = self.graph.weights.get(node.name), self.graph.biases.get(node.name)
         if rounds and weight is not None:
             weight, bias = self._rounded[node.name]

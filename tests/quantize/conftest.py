@@ -109,6 +109,11 @@ def make_student() -> Callable[[str], MultiTaskNetwork]:
 
 
 @pytest.fixture
+def stirred() -> Callable[[nn.Module], None]:
+    return stir
+
+
+@pytest.fixture
 def pictures() -> Callable[[int, int], NDArray[np.uint8]]:
     return smooth_pictures
 
