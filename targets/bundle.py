@@ -3,7 +3,7 @@
 NAME.PRECISION.SUFFIX   one model per precision: .tflite, .mlpackage, .xml with its .bin, .onnx
 manifest.json           pre- and post-processing as data, digests, where everything comes from
 golden.npz              synthetic faces and the raw outputs of each file, so that a bundle can check itself anywhere
-EdgeFace.kt             the same pre- and post-processing in Kotlin
+EdgeFace.kt             the same pre- and post-processing in the language of the target: Kotlin, Swift, Python and C++
 MODEL_CARD.md           licences, limits, measured figures
 scorecard.json          measured task by task; written by `edgeface build` when the data is there
 """
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from edgeface.checkpoint import Checkpoint
 from edgeface.config import to_plain
+from edgeface.data.finder import CROP_PER_BOX, DOWN_PER_BOX
 from edgeface.errors import ModelError
 from edgeface.files import sha256_file, write_bytes, write_json
 from edgeface.provenance import commit, versions
@@ -29,7 +30,7 @@ from edgeface.specs import ModelSpec, OutputSpec
 from edgeface.tasks import TASKS, Kind
 from quantize.grid import Quantized
 from targets import artifacts
-from targets.kotlin import kotlin
+from targets.codegen import generate
 from targets.litert import TfliteRunner
 from targets.model_card import model_card
 from targets.parity import difference
@@ -40,7 +41,6 @@ from targets.runners import MANIFEST, open_file, open_model
 SCHEMA = 1
 GOLDEN = "golden.npz"
 CARD = "MODEL_CARD.md"
-KOTLIN = "EdgeFace.kt"
 SCORECARD = "scorecard.json"
 GOLDEN_FACES = 24
 
@@ -155,8 +155,8 @@ def write_bundle(
         **({} if ios is None else {"ios": ios}),
     }
     write_json(folder / MANIFEST, manifest)
-    if target == "android":
-        write_bytes(folder / KOTLIN, kotlin(manifest).encode())
+    for name, text in generate(manifest).items():
+        write_bytes(folder / name, text.encode())
     write_model_card(folder)
 
 
@@ -196,6 +196,9 @@ def crop_contract(spec: ModelSpec) -> dict[str, Any]:
         "shape": "square, not rotated",
         "center": "centre of the box around eyes, nose tip and mouth corners",
         "side": f"{CROP_OVER_LANDMARKS} times the longer side of that box",
+        "side_over_landmarks": CROP_OVER_LANDMARKS,
+        "side_over_box": CROP_PER_BOX,
+        "down_over_box": DOWN_PER_BOX,
         "coordinates": "continuous: (0, 0) is the outer corner of the first pixel",
         "size_px": spec.input_px,
         "resize": {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,9 +14,9 @@ import pytest
 from edgeface.errors import ModelError
 from edgeface.files import sha256_file
 from edgeface.specs import ModelSpec, output_spec
-from edgeface.tasks import TASKS, Kind
+from edgeface.tasks import Kind
 from targets.bundle import golden_faces, output_contract, read_bundle, read_golden, verify, write_model_card
-from targets.kotlin import camel, kotlin
+from targets.codegen import generate
 from targets.model_card import model_card
 
 from .conftest import OUTPUTS
@@ -61,18 +60,6 @@ def test_manifest_holds_the_whole_contract(bundle_folder: Path) -> None:
     grids = manifest["files"]["edge_s.w8a8.tflite"]["grids"]
     assert grids.keys() == {"landmarks5", "gender", "smile"}
     assert (manifest["licences"], manifest["research_only"]) == (["Apache-2.0"], False)
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_every_task_has_a_contract_and_a_kotlin_field(task: str) -> None:
-    mean_shape = tuple((0.5, 0.5) for _ in range(TASKS[task].points))
-    contract = output_contract(output_spec(task, mean_shape=mean_shape))
-
-    text = kotlin({"name": "x", "model": {"input_px": 64}, "outputs": [contract]})
-
-    assert contract["decode"]
-    assert f"val {camel(task)}: " in text
-    assert f'raw("{task}")' in text
 
 
 def test_bundle_answers_its_own_golden_faces(bundle_folder: Path) -> None:
@@ -140,24 +127,12 @@ def test_incomplete_bundle_is_refused(missing: str, copy: Path) -> None:
         verify(copy)
 
 
-def _balanced(text: str) -> bool:
-    bare = re.sub(r'"(?:\\.|[^"\\])*"|//[^\n]*|/\*.*?\*/', "", text, flags=re.DOTALL)
-    return all(bare.count(first) == bare.count(second) for first, second in ("()", "[]", "{}"))
+def test_code_of_a_bundle_is_that_of_its_manifest(bundle_folder: Path) -> None:
+    manifest = read_bundle(bundle_folder)
 
-
-def test_kotlin_is_whole_and_reads_every_output(bundle_folder: Path) -> None:
-    text = (bundle_folder / "EdgeFace.kt").read_text(encoding="utf-8")
-
-    assert _balanced(text)
-    assert "@" not in text
-    assert "const val INPUT_PX = 32" in text
-    assert 'listOf("male", "female")' in text
-    for output in read_bundle(bundle_folder)["outputs"]:
-        assert f'raw("{output["name"]}")' in text
-
-
-def test_kotlin_cut_short_is_noticed_twin(bundle_folder: Path) -> None:
-    assert not _balanced((bundle_folder / "EdgeFace.kt").read_text(encoding="utf-8")[:-4])
+    assert generate(manifest) == {"EdgeFace.kt": (bundle_folder / "EdgeFace.kt").read_text(encoding="utf-8")}
+    manifest["outputs"][0]["mean_shape"][0][0] += 0.01  # the twin
+    assert generate(manifest) != {"EdgeFace.kt": (bundle_folder / "EdgeFace.kt").read_text(encoding="utf-8")}
 
 
 def test_model_card_says_what_answers_about_people_do_not_mean() -> None:
@@ -208,7 +183,5 @@ def _manifest(outputs: list[Mapping[str, Any]], *, research_only: bool) -> dict[
 
 def test_every_kind_of_output_is_decoded() -> None:
     from targets.bundle import _DECODE
-    from targets.kotlin import _DECODED
 
     assert set(_DECODE) == set(Kind)
-    assert set(_DECODED) == {kind.value for kind in Kind}
