@@ -23,6 +23,8 @@ Op = Literal["conv2d", "linear", "max_pool", "mfm", "add", "mean", "flatten"]
 
 # These only move or choose among values of their input, so they keep its scale and lose nothing.
 SHARING: tuple[Op, ...] = ("max_pool", "mfm", "flatten")
+# These pass a factor on their input's channels through, so it can be moved behind them.
+_LINEAR: tuple[Op, ...] = ("conv2d", "linear", "mean", "flatten")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,6 +266,9 @@ class _Builder:
     read: set[str] = field(default_factory=set)
     outputs: dict[str, str] = field(default_factory=dict)
     output_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    # Nodes that stand for a PReLU with slopes a, along the first axis: they hold relu(x), then relu(−x), and whoever
+    # reads them computes relu(x) − a·relu(−x).
+    slopes: dict[str, Tensor] = field(default_factory=dict)
 
     def graph(self) -> Graph:
         return Graph(
@@ -282,8 +287,8 @@ class _Builder:
         label = str(at.target) if at.op == "call_module" else at.name
         raise UnsupportedError(
             f"layer {label!r}: {found}",
-            expected="convolution or linear (batch-norm and ReLU behind them), max-pooling, max-feature-map, add, "
-            "global mean or flatten",
+            expected="convolution or linear (batch-norm and ReLU or PReLU behind them), max-pooling, max-feature-map, "
+            "add, global mean or flatten",
             where="tracing for int8",
             do="Deploy one of the students, or build this network in fp32 or fp16",
         )
@@ -300,11 +305,11 @@ class _Builder:
                     if isinstance(module, kind):
                         handler(self, at, module)
                         return
-                self.refuse(at, f"{type(module).__name__} has no integer form")
+                self.refuse(at, _no_form(type(module).__name__))
             case "call_function" | "call_method":
                 target = at.target if isinstance(at.target, str) else getattr(at.target, "__name__", str(at.target))
                 if target not in _FUNCTIONS:
-                    self.refuse(at, f"{target!r} has no integer form")
+                    self.refuse(at, _no_form(target))
                 _FUNCTIONS[target](self, at)
             case "output":
                 self._output(at)
@@ -341,6 +346,12 @@ class _Builder:
     ) -> str:
         values = [self.value(at, i) for i in range(operands)]
         for value in values:
+            if value.name in self.slopes and op not in _LINEAR:
+                self.refuse(
+                    at,
+                    f"{op} reads the PReLU of {value.name!r}, which is exact in integers only where a convolution or "
+                    "linear layer reads it, through a flatten or mean at most",
+                )
             if value.reshaped or len(self.shape(value.name)) != rank:
                 form = "a map (C, H, W)" if rank == 3 else "a flat vector"
                 self.refuse(at, f"{op} reads {value.name!r}, which is not {form}")
@@ -372,6 +383,14 @@ class _Builder:
         self.values[at] = _Value(value.name, self.fusions[value.name])
         return value.name
 
+    def reading(self, name: str, weight: Tensor) -> Tensor:
+        """The weight of a layer that reads node `name`, (out, in, …), as that node's values want it."""
+        slope = self.slopes.get(self.nodes[name].inputs[0])
+        if slope is None:
+            return weight
+        factor = -slope.to(weight.dtype).view(1, -1, *[1] * (weight.ndim - 2))
+        return torch.cat([weight, weight * factor], dim=1)
+
     def _output(self, at: fx.Node) -> None:
         result = at.args[0]
         if not isinstance(result, dict):
@@ -382,6 +401,8 @@ class _Builder:
                 self.refuse(at, f"output {output!r} is not computed by a layer")
             if value.version != self.fusions.get(value.name, 0):
                 self.refuse(at, f"output {output!r} is {value.name!r} before its batch-norm or ReLU")
+            if value.name in self.slopes:
+                self.refuse(at, f"output {output!r} is the PReLU of {value.name!r}, behind which no layer can undo it")
             self.outputs[output] = value.name
             if self.shapes[operand.name][1:] != self.nodes[value.name].shape:
                 self.output_shapes[output] = self.shapes[operand.name][1:]
@@ -413,7 +434,7 @@ def _conv(build: _Builder, at: fx.Node, module: nn.Module) -> None:
         padding = (down, down, across, across)
     shape = (module.out_channels, height, width)
     name = build.emit(at, "conv2d", shape, rank=3, kernel=kernel, stride=stride, padding=padding)
-    build.weights[name] = module.weight.detach().clone()
+    build.weights[name] = build.reading(name, module.weight.detach().clone())
     build.biases[name] = _bias(module.bias, module.weight)
     if isinstance(module, Luma):
         build.fixed.append(name)
@@ -422,7 +443,7 @@ def _conv(build: _Builder, at: fx.Node, module: nn.Module) -> None:
 def _linear(build: _Builder, at: fx.Node, module: nn.Module) -> None:
     assert isinstance(module, nn.Linear)
     name = build.emit(at, "linear", (module.out_features,), rank=1)
-    build.weights[name] = module.weight.detach().clone()
+    build.weights[name] = build.reading(name, module.weight.detach().clone())
     build.biases[name] = _bias(module.bias, module.weight)
 
 
@@ -443,6 +464,18 @@ def _batch_norm(build: _Builder, at: fx.Node, module: nn.Module) -> None:
 def _relu(build: _Builder, at: fx.Node, module: nn.Module | None = None) -> None:
     name = build.fuse(at, ("conv2d", "linear", "add"), "ReLU")
     build.nodes[name] = replace(build.nodes[name], relu=True)
+
+
+def _prelu(build: _Builder, at: fx.Node, module: nn.Module) -> None:
+    """PReLU(x) = relu(x) − a·relu(−x): twice the channels with a ReLU, and a in the weights of whoever reads them."""
+    assert isinstance(module, nn.PReLU)
+    name = build.fuse(at, ("conv2d", "linear"), "PReLU")
+    node, weight, bias = build.nodes[name], build.weights[name], build.biases[name]
+    channels, *cells = node.shape
+    build.nodes[name] = replace(node, relu=True, shape=(2 * channels, *cells))
+    build.weights[name] = torch.cat([weight, -weight])
+    build.biases[name] = torch.cat([bias, -bias])
+    build.slopes[name] = module.weight.detach().expand(channels).clone()
 
 
 def _alias(build: _Builder, at: fx.Node, module: nn.Module | None = None) -> None:
@@ -472,14 +505,25 @@ def _adaptive_mean(build: _Builder, at: fx.Node, module: nn.Module) -> None:
     assert isinstance(module, nn.AdaptiveAvgPool2d)
     if _pair(module.output_size) != (1, 1):
         build.refuse(at, f"average pooling to {module.output_size!r}; only the mean over the whole map is kept")
-    build.emit(at, "mean", (build.shapes[at.name][1],), rank=3)
+    _emit_mean(build, at)
 
 
 def _mean(build: _Builder, at: fx.Node) -> None:
     axes = at.args[1] if len(at.args) > 1 else at.kwargs.get("dim")
     if not isinstance(axes, tuple | list) or sorted(int(str(a)) % 4 for a in axes) != [2, 3]:
-        build.refuse(at, f"a mean over {axes!r}; only the mean over rows and columns is kept")
-    build.emit(at, "mean", (build.shapes[at.name][1],), rank=3)
+        build.refuse(
+            at,
+            f"a mean over {axes!r}; only the mean over rows and columns is kept (statistics of each picture, as a "
+            "z-score takes them, would need a division by what it finds, which no int8 kernel does)",
+        )
+    _emit_mean(build, at)
+
+
+def _emit_mean(build: _Builder, at: fx.Node) -> None:
+    source = build.value(at).name
+    name = build.emit(at, "mean", build.shape(source)[:1], rank=3)
+    if source in build.slopes:
+        build.slopes[name] = build.slopes[source]
 
 
 def _reshape(build: _Builder, at: fx.Node, module: nn.Module | None = None) -> None:
@@ -487,13 +531,18 @@ def _reshape(build: _Builder, at: fx.Node, module: nn.Module | None = None) -> N
     value = build.value(at)
     batch, *per_sample = build.shapes[at.name]
     shape = build.shape(value.name)
-    if batch != 2 or math.prod(per_sample) != math.prod(shape):
+    doubled = 2 if value.name in build.slopes else 1
+    if batch != 2 or doubled * math.prod(per_sample) != math.prod(shape):
         build.refuse(at, "a reshape that moves values between samples")
     if len(shape) == 3:
         if len(per_sample) != 1:
             build.refuse(at, f"a reshape from {shape} to {tuple(per_sample)}")
-        build.emit(at, "flatten", (per_sample[0],), rank=3)
+        name = build.emit(at, "flatten", (doubled * per_sample[0],), rank=3)
+        if value.name in build.slopes:
+            build.slopes[name] = build.slopes[value.name].repeat_interleave(math.prod(shape[1:]))
         return
+    if doubled == 2 and len(per_sample) != 1:
+        build.refuse(at, f"a reshape of the PReLU of {value.name!r}")
     build.values[at] = replace(value, reshaped=len(per_sample) != 1)
 
 
@@ -515,6 +564,34 @@ def _bias(bias: Tensor | None, weight: Tensor) -> Tensor:
     return weight.new_zeros(weight.shape[0]) if bias is None else bias.detach().clone()
 
 
+# Why the layers that published face networks use, and that only float computes, are refused; by module or function.
+_REASONS = {
+    "Tanh": "targets have no int8 tanh in common, and their tables round differently",
+    "abs": "no int8 kernel takes magnitudes of both signs; with tanh before it, neither has a form in common",
+    "unfold": "a locally connected layer has other weights at every position, which no int8 kernel computes",
+    "std": "statistics of each picture, as a z-score takes them, ask for a division by what it finds",
+    "LeakyReLU": "write it as a PReLU, which has an exact form",
+}
+_REASONS |= {
+    "tanh": _REASONS["Tanh"],
+    "AbsTanh": _REASONS["abs"],
+    "LocallyConnected2d": _REASONS["unfold"],
+    "Unfold": _REASONS["unfold"],
+    "einsum": _REASONS["unfold"],
+    "var": _REASONS["std"],
+    "std_mean": _REASONS["std"],
+    "var_mean": _REASONS["std"],
+    "InstanceNorm2d": _REASONS["std"],
+    "leaky_relu": _REASONS["LeakyReLU"],
+    "prelu": "as a function it hides its slopes; nn.PReLU has an exact form",
+}
+
+
+def _no_form(kind: str) -> str:
+    why = f": {_REASONS[kind]}" if kind in _REASONS else ""
+    return f"{kind} has no integer form{why}"
+
+
 # In order: the first match counts, so a subclass stands before its base.
 _MODULES: tuple[
     tuple[type[nn.Module] | tuple[type[nn.Module], ...], Callable[[_Builder, fx.Node, nn.Module], None]], ...
@@ -524,6 +601,7 @@ _MODULES: tuple[
     (nn.Linear, _linear),
     ((nn.BatchNorm1d, nn.BatchNorm2d), _batch_norm),
     (nn.ReLU, _relu),
+    (nn.PReLU, _prelu),
     (nn.MaxPool2d, _max_pool),
     (MaxFeatureMap, _mfm),
     (nn.AdaptiveAvgPool2d, _adaptive_mean),

@@ -140,7 +140,6 @@ class Sandwich(nn.Module):
     ("layer", "features"),
     [
         (nn.Tanh(), 256),
-        (nn.PReLU(), 256),
         (nn.LeakyReLU(), 256),
         (nn.Conv2d(4, 4, 3, 1, 1, groups=2), 256),
         (nn.Conv2d(4, 4, 3, 1, 2, dilation=2), 256),
