@@ -7,6 +7,7 @@ NOT_RUN, and test_syntax.py is all that looks at those files.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import types
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from edgeface.specs import ModelSpec
 from targets.codegen import generate
 
 from .conftest import (
+    HARNESS,
     LANGUAGES,
     Cases,
     Program,
@@ -186,3 +188,23 @@ def test_cpp_example_writes_the_crop_it_would_run(spec: ModelSpec, cases: Cases,
 
     face = crop_image(picture, crop_of_box(np.array([10, 12, 40.5, 44.25], np.float32)), px=spec.input_px)
     assert (tmp_path / "out.ppm").read_bytes().endswith(b"\n255\n" + face.tobytes())
+
+
+@pytest.mark.parametrize("float_input", [False, True])
+def test_core_ml_part_of_the_swift_file_has_the_right_types(float_input: bool, spec: ModelSpec, tmp_path: Path) -> None:
+    """Against stand-ins for Apple's modules, so it is no proof that a Mac would compile it."""
+    compiler = tool("swiftc", "EDGEFACE_SWIFTC")
+    for module in ("CoreGraphics", "CoreVideo", "CoreML"):
+        source = HARNESS / "swift" / "apple" / f"{module}.swift"
+        shutil.copy(source, tmp_path)
+        words = ("-emit-module", "-module-name", module, "-I", tmp_path, tmp_path / source.name)
+        run(compiler, *words, "-o", tmp_path / f"{module}.swiftmodule", cwd=tmp_path)
+    text = generate(manifest_of(spec, "ios", float_input=float_input))["EdgeFace.swift"]
+    file = tmp_path / "EdgeFace.swift"
+    file.write_text(text, encoding="utf-8")
+
+    run(compiler, "-typecheck", "-warnings-as-errors", "-I", tmp_path, file, cwd=tmp_path)
+
+    file.write_text(text.replace("try model.prediction(from:", "try model.predict(from:"), encoding="utf-8")
+    with pytest.raises(AssertionError, match="predict"):
+        run(compiler, "-typecheck", "-I", tmp_path, file, cwd=tmp_path)
