@@ -16,13 +16,17 @@ by which float32 multiplies exactly, and the scales themselves stand in one numb
 
 Without the clamp, to the range of int32 or to what a ReLU leaves of it, the tool-kit would multiply sum and bias by M
 one by one; with p = 1 it would be free to drop the factor, fold int8 weights into float ones, and sums would lie beyond
-what half floats hold, where other plug-ins compute in them. The picture itself, u8 with zero point 128, is the
-first kernel's input. Max-feature-map pools over pairs of columns after a change of view that costs nothing where
-channels lie last in memory, as they do in the CPU's int8 kernels: a split and a maximum there copy each half.
+what half floats hold, where other plug-ins compute in them. The picture itself, u8 with zero point 128, is the first
+kernel's input. Max-feature-map pools over pairs of columns after a change of view that costs nothing where channels lie
+last in memory, as they do in the CPU's int8 kernels: a split and a maximum there copy each half.
+
+On x86 without VNNI no layout helps: oneDNN's kernels add pairs of products in 16 bits there, which saturate
+(`adds_exactly`), and a runner refuses to answer with them.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import math
@@ -34,7 +38,6 @@ import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -897,6 +900,7 @@ class OpenvinoRunner:
         self._request = compiled.create_infer_request()
         self._picture = _openvino().Tensor(compiled.input(0).get_element_type(), compiled.input(0).get_shape())
         self._request.set_input_tensor(self._picture)
+        self._saturates = _largest_weight(self._model) > _SAFE_WEIGHT and not adds_exactly()
         self._outputs = {_name(port): port for port in compiled.outputs}
         self.spec = spec or _minimal_spec(path, compiled.input(0), self._outputs)
         self.precision = precision or _observed_precision(self._model)
@@ -929,6 +933,13 @@ class OpenvinoRunner:
             raise ModelError(
                 f"pictures {batch.dtype} {batch.shape}", expected=f"uint8 (B, {side}, {side}, 3)", where=str(self.path)
             )
+        if self._saturates:
+            raise MissingToolError(
+                "this CPU adds pairs of int8 products in 16 bits, which saturate",
+                expected="one with AVX512-VNNI or AVX-VNNI, where int8 sums are exact",
+                where=str(self.path),
+                do="Run the fp32 or fp16 file here",
+            )
         picture = self._picture.data
         if picture.dtype != np.uint8 or picture.shape != (1, side, side, 3):
             raise UnsupportedError(
@@ -957,7 +968,33 @@ class OpenvinoRunner:
             picture[:] = generator.integers(limits.min, limits.max, picture.shape, dtype=picture.dtype, endpoint=True)
         else:
             picture[:] = generator.uniform(-1.0, 1.0, picture.shape)
-        return partial(self._request.infer, share_outputs=True)
+        return functools.partial(self._request.infer, share_outputs=True)
+
+
+# Two products of 255 and 64 still fit into 16 bits.
+_SAFE_WEIGHT = 64
+
+
+def _largest_weight(model: Any) -> int:
+    """Largest magnitude of an int8 constant, 0 when there is none."""
+    stored = [op.data for op in model.get_ops() if op.get_type_name() == "Constant"]
+    return max((int(np.abs(v.astype(np.int16)).max()) for v in stored if v.dtype == np.int8 and v.size), default=0)
+
+
+@functools.cache
+def adds_exactly() -> bool:
+    """Whether the int8 kernels of this CPU add their products without saturating: a sum of the largest is tried."""
+    ops, channels, unit_size = _opset(), 64, np.float32(2.0**-7)
+    picture = ops.parameter([1, channels, 4, 4], np.uint8)
+    limits = [ops.constant(np.float32(limit)) for limit in (0.0, 255.0, 0.0, 255.0 * unit_size)]
+    codes = ops.fake_quantize(ops.convert(picture, np.float32), *limits, 256)
+    stored = ops.convert(ops.constant(np.full((channels, channels, 1, 1), 127, np.int8)), np.float32)
+    weight = ops.multiply(stored, ops.constant(np.full((channels, 1, 1, 1), unit_size, np.float32)))
+    total = ops.convolution(codes, weight, [1, 1], [0, 0], [0, 0], [1, 1])
+    model = _openvino().Model([total], [picture], "largest")
+    compiled = _compiled(model, threads=1, where=Path("a sum of int8 products"))
+    (found,) = compiled([np.full((1, channels, 4, 4), 255, np.uint8)]).values()
+    return bool((found == channels * 255 * 127 * float(unit_size) ** 2).all())
 
 
 def macs(model: Any) -> int | None:

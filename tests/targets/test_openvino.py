@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -671,6 +674,36 @@ def test_broken_files_are_model_errors(int8_files: dict[str, Path], tmp_path: Pa
     assert target.read_note(path) == {}
 
 
+_ON_AN_OLDER_CPU = """
+import sys
+from pathlib import Path
+import numpy as np
+from edgeface.errors import MissingToolError
+from targets.openvino import OpenvinoRunner, adds_exactly
+assert not adds_exactly()
+runner = OpenvinoRunner(Path(sys.argv[1]), spec=None, runtime="openvino", precision="", threads=1)
+runner.prepare(seed=0)()
+try:
+    runner.run(np.zeros((1, 32, 32, 3), np.uint8))
+except MissingToolError as error:
+    print(error)
+"""
+
+
+def test_cpu_whose_int8_sums_saturate_is_refused(int8_files: dict[str, Path]) -> None:
+    """oneDNN can be held to the instructions of older CPUs, whose products are added in 16 bits."""
+    if not target.adds_exactly():
+        pytest.skip("this CPU has no VNNI: it is the older one")
+    done = subprocess.run(
+        [sys.executable, "-c", _ON_AN_OLDER_CPU, str(int8_files["edge_s"])],
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "VNNI" in done.stdout
+
+
 def test_missing_output_is_named(int8_files: dict[str, Path], spec: ModelSpec) -> None:
     other = replace(spec, outputs=(replace(spec.outputs[0], name="pose"), *spec.outputs[1:]))
 
@@ -697,8 +730,6 @@ def test_what_cannot_be_written_is_refused(
 
 
 def test_missing_tool_kit_is_named(monkeypatch: pytest.MonkeyPatch, float_graph: Graph, tmp_path: Path) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "openvino", None)
 
     with pytest.raises(MissingToolError, match="pip install"):
