@@ -230,7 +230,7 @@ def _restore_means(file: Flatbuffer) -> None:
 
 
 def _restore_convolutions(file: Flatbuffer) -> None:
-    """Turn the depthwise form of a convolution of one channel back: kernels round depthwise sums by other rules."""
+    """Turn the depthwise form of a convolution of one channel back: one layout of weights, one axis of scales."""
     for operator in file.operators:
         if file.kind(operator) != "DEPTHWISE_CONV_2D" or file.shape(int(operator.inputs[0]))[3] != 1:
             continue
@@ -317,7 +317,7 @@ def _float_file(lowered: Lowered, graph: Graph, *, precision: str, float_input: 
             codes, scales = dynamic_weight(weight)
             file.set_constant(index, codes)
             file.set_grid(index, scales, [0] * len(scales))
-            if len(scales) > 1:
+            if file.kind(operator) == "CONV_2D":
                 file.set_kind(operator, "CONV_2D", version=_HYBRID_CONV_PER_CHANNEL)
     file.operators[:0] = widened
     _add_picture(file, graph, kind="DEQUANTIZE", float_input=float_input)

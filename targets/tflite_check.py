@@ -26,7 +26,6 @@ _HALVES = ("SLICE", "STRIDED_SLICE", "SPLIT")
 _PICTURE = ("CAST", "SUB", "DIV")
 _NODE_OP = {
     "CONV_2D": "conv2d",
-    "DEPTHWISE_CONV_2D": "conv2d",  # what the converter makes of a convolution of one channel
     "FULLY_CONNECTED": "linear",
     "MAX_POOL_2D": "max_pool",
     "MAXIMUM": "mfm",
@@ -266,7 +265,7 @@ def _source(file: Flatbuffer, index: int) -> int:
 
 
 def _stored(file: Flatbuffer, operator: Any, operand: int) -> Stored:
-    """A layer's weight (1) or bias (2), the weight as OHWI or (out, in) whichever operation computes it."""
+    """A layer's weight (1) or bias (2)."""
     nothing = np.zeros(0, np.float32)
     if len(operator.inputs) <= operand or int(operator.inputs[operand]) < 0:
         return nothing, nothing
@@ -274,8 +273,6 @@ def _stored(file: Flatbuffer, operator: Any, operand: int) -> Stored:
     values = file.constant(index)
     if values is None:
         return nothing, nothing
-    if operand == 1 and file.kind(operator) == "DEPTHWISE_CONV_2D":
-        values = values.transpose(3, 1, 2, 0)
     return values, file.scales(index)
 
 
@@ -316,7 +313,7 @@ def _check_integer_layer(file: Flatbuffer, operator: Any, name: str, quantized: 
         if not np.array_equal(file.scales(index), expected) or any(file.zero_points(index)):
             what = "weight" if operand == 1 else "bias"
             raise differs(name, f"{what} scales {file.scales(index)[:4]}", f"{expected[:4]}")
-    if file.axis(int(operator.inputs[1])) != (3 if file.kind(operator) == "DEPTHWISE_CONV_2D" else 0):
+    if file.axis(int(operator.inputs[1])) != 0:
         raise differs(name, "weight scales along another axis", "one per output channel")
 
 

@@ -124,10 +124,40 @@ def test_int8_file_has_no_transpose_and_as_many_products_as_the_graph(
 
 @pytest.mark.parametrize("student", STUDENTS)
 def test_xnnpack_takes_everything_but_the_picture_and_the_maxima(student: str, int8_files: dict[str, Path]) -> None:
-    """It has no uint8-to-int8 QUANTIZE, no int8 MAXIMUM, and no int8 MEAN on its own terms (see the exceptions)."""
+    """It has no QUANTIZE from uint8 to int8 and no int8 MAXIMUM; the halves of a max-feature-map it does cut."""
     left = {op for op, (taken, total) in delegated(int8_files[student]).items() if taken < total}
 
     assert left == {"QUANTIZE"} | ({"MAXIMUM"} if student == "lightcnn9" else set())
+
+
+def test_xnnpack_takes_every_float_operation(float_files: dict[str, Path]) -> None:
+    for path in float_files.values():
+        assert all(taken == total for taken, total in delegated(path).values())
+
+
+def test_count_of_delegated_operations_sees_a_stranger_twin(int8_files: dict[str, Path], tmp_path: Path) -> None:
+    """An operation that XNNPACK does not have, in the middle of the file."""
+    file = Flatbuffer(int8_files["edge_s"].read_bytes())
+    operator = next(o for o in file.operators if file.kind(o) == "FULLY_CONNECTED")
+    source = int(operator.inputs[0])
+    signs = file.add_tensor("signs", file.shape(source), "FLOAT32")
+    wide = file.add_tensor("wide", file.shape(source), "FLOAT32")
+    back = file.add_tensor("back", file.shape(source), "INT8")
+    file.set_grid(back, file.scales(source), file.zero_points(source))
+    way = [
+        file.operator("DEQUANTIZE", [source], [wide], version=2),
+        file.operator("SIGN", [wide], [signs]),
+        file.operator("QUANTIZE", [signs], [back]),
+    ]
+    place = file.operators.index(operator)
+    file.operators[place:place] = way
+    operator.inputs = [back, *operator.inputs[1:]]
+    (tmp_path / "stranger.tflite").write_bytes(file.pack())
+
+    found = delegated(tmp_path / "stranger.tflite")
+
+    assert found["SIGN"] == (0, 1)
+    assert found["CONV_2D"] == delegated(int8_files["edge_s"])["CONV_2D"]
 
 
 def test_int8_operations_carry_the_versions_that_older_runtimes_check(int8_files: dict[str, Path]) -> None:
