@@ -239,8 +239,9 @@ def main() -> None:
     def keep(row: dict[str, Any]) -> None:
         rows[row["student"], row["seed"], row["method"]] = row
         lines = summary(sorted(rows.values(), key=lambda each: (each["student"], each["seed"])))
+        machine = cpu()
         conditions = {
-            "machine": cpu(),
+            "machine": machine,
             "versions": versions(),
             "commit": commit(),
             "threads": 1,
@@ -257,8 +258,10 @@ def main() -> None:
             "Mean over the tasks (landmarks, gender, smile, glasses, pose) of the relative growth of each task's "
             "error, NME or 1 − accuracy, against the float student of the same seed; mean ± standard deviation over "
             f"seeds. Below 0 the error fell. Calibrated on {BATCHES * BATCH} faces of {TRAIN}; {CHOOSES} names the "
-            f"best method without training, {REPORTED} is only reported. On {conditions['machine']}, commit "
-            f"{conditions['commit']}.\n\n{markdown(lines)}\n",
+            f"best method without training, {REPORTED} is only reported. Training under fake-quantization goes on "
+            "learning from teacher and labels for two epochs, so part of what it gains is training as such, not the "
+            f"grid. On {machine['model']}, {machine['cores']} cores; versions and the commit of each row stand in the "
+            f"JSON.\n\n{markdown(lines)}\n",
             encoding="utf-8",
         )
 

@@ -121,7 +121,7 @@ def search(
     worst = ", ".join(f"{task} {whole.change[task]:+.2f} (budget {budget[task]:g})" for task in whole.broken)
     raise BudgetError(
         f"the float student is outside its budget: {worst}",
-        expected="a float student inside every budget; no precision can be better than it",
+        expected="a float student inside every budget: without a mix that is, it is what is left",
         where="budget",
         do="Train it longer, widen it, or raise the budget",
     )
