@@ -61,7 +61,7 @@ RULES: dict[tuple[str, str, str], Rule] = {
 }
 
 # Runtimes whose w8a8 arithmetic is a family of quantize/rounding.py, held to it bit for bit.
-SIMULATED: dict[str, Kernels] = {"tflite-xnnpack": "xnnpack"}
+SIMULATED: dict[str, Kernels] = {"tflite-xnnpack": "xnnpack", "openvino": "openvino"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeface.cli.result import Result
-from edgeface.errors import DataError, MissingToolError, UnsupportedError
-from edgeface.precision import PRECISIONS, TARGETS
+from edgeface.errors import ConfigError, DataError, MissingToolError, ModelError, UnsupportedError, UsageError
+from edgeface.precision import IOS, IOS_VERSIONS, PRECISIONS, TARGETS, of_target
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from edgeface.report.scorecard import Scorecard
+    from quantize.search import Found, Tried
 
 REPORT = "report.html"
 
@@ -32,6 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="of the files, may be repeated; default: all that the target takes",
     )
+    parser.add_argument(
+        "--auto",
+        action="store_true",
+        help="search the cheapest mix of precisions that keeps every task inside its budget, on validation faces",
+    )
+    parser.add_argument(
+        "--ios", type=int, choices=IOS_VERSIONS, default=IOS, metavar="N", help=f"least iOS version; default: {IOS}"
+    )
+    parser.add_argument(
+        "--float-input",
+        action="store_true",
+        help="files that take standardized float values instead of the uint8 picture",
+    )
     parser.add_argument("--release", action="store_true", help="refuse weights that learnt from research-only faces")
     parser.add_argument(
         "-o", "--out", type=Path, default=Path("out"), metavar="DIR", help="bundles go to DIR/TARGET; default: out"
@@ -39,22 +53,130 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> Result:
+    from edgeface.cli.console import note
     from edgeface.runs import newest_run
+    from targets.build import build, build_many
 
+    if arguments.auto and arguments.precision is not None:
+        raise UsageError(
+            "--auto and --precision", expected="one of them: --auto chooses the precision", where="edgeface build"
+        )
     checkpoint = newest_run() if arguments.checkpoint is None else arguments.checkpoint
-    if arguments.release:
-        _refuse_research_only(checkpoint, precisions=arguments.precision or PRECISIONS["android"])
     targets = TARGETS if arguments.target == "all" else (arguments.target,)
-    built: list[_Built] = []
+    wanted = {target: _accepted(arguments, target) for target in targets}
+    wanted = {target: precisions for target, precisions in wanted.items() if precisions != []}
+    if not wanted:
+        raise UsageError(
+            f"precisions {', '.join(map(repr, arguments.precision))}",
+            expected="one that some target takes: "
+            + "; ".join(f"{target} {', '.join(taken)}" for target, taken in PRECISIONS.items()),
+            where="--precision",
+        )
+    if arguments.release:
+        first, precisions = next(iter(wanted.items()))
+        _refuse_research_only(checkpoint, precisions=precisions or of_target(first, ios=arguments.ios))
+    options: dict[str, Any] = {"ios": arguments.ios, "float_input": arguments.float_input}
+    found = _search(checkpoint) if arguments.auto else None
+    if found is not None:
+        wanted = {target: [_precision_of(found, target, ios=arguments.ios)] for target in wanted}
+        options["floats"] = found.floats
+    seconds: dict[str, dict[str, float]] = {target: {} for target in wanted}
+
+    def told(target: str, step: str, took: float) -> None:
+        seconds[target][step] = took
+        note(f"{target}: {step} {took:.1f} s")
+
     missing: dict[str, str] = {}
-    for target in targets:
-        try:
-            built.append(_build(checkpoint, target, precisions=_accepted(arguments, target), out=arguments.out))
-        except MissingToolError as error:
-            if len(targets) == 1:
-                raise
-            missing[target] = str(error)
-    return _result(checkpoint, built, missing)
+    folders: dict[str, Path] = {}
+    if len(wanted) == 1:
+        (target, precisions), *_ = wanted.items()
+        folders[target] = build(
+            checkpoint,
+            target=target,
+            precisions=precisions,
+            out=arguments.out,
+            report=lambda step, took: told(target, step, took),
+            **options,
+        )
+    else:
+        for target, made in build_many(checkpoint, wanted, out=arguments.out, report=told, **options).items():
+            if isinstance(made, MissingToolError):
+                missing[target] = str(made)
+            else:
+                folders[target] = made
+    built = [
+        _Built(folder, seconds=seconds[target], cards=_score(checkpoint, folder)) for target, folder in folders.items()
+    ]
+    return _result(checkpoint, built, missing, found)
+
+
+def _search(checkpoint: Path) -> Found:
+    """The cheapest mix of precisions inside the recipe's budgets, on the first of its validation sources."""
+    from distill.stages import load_network
+    from edgeface.cli.console import note
+    from edgeface.config import load_recipe
+    from edgeface.data.sources import data_root
+    from edgeface.evaluate import evaluation_pack
+    from edgeface.runs import RECIPE, is_run
+    from quantize.graph import trace
+    from quantize.qat import load_qat
+    from quantize.search import search
+    from quantize.sensitivity import Faces
+    from targets.build import find_sources
+
+    folder = checkpoint if is_run(checkpoint) else checkpoint.resolve().parent
+    if not is_run(folder):
+        raise ModelError(
+            "a checkpoint that lies in no run",
+            expected="a run, whose recipe names budgets and validation faces",
+            where=str(checkpoint),
+            do="Name the run, or choose with --precision",
+        )
+    recipe = load_recipe(str(folder / RECIPE))
+    if not recipe.budget or not recipe.data.val:
+        raise ConfigError(
+            "no budget" if not recipe.budget else "no validation faces",
+            expected="[budget] with a task and data.val with a source",
+            where=str(folder / RECIPE),
+            do="Name the largest worsening each task may show, or choose with --precision",
+        )
+    sources = find_sources(folder, ["w8a8", "fp32"])
+    assert sources.student is not None
+    assert sources.qat is not None
+    model = sources.qat.model
+    pack = evaluation_pack(recipe.data.val[0], model, root=data_root(recipe.data.root))
+    return search(
+        load_qat(sources.qat).quantized(),
+        trace(load_network(sources.student).eval()),
+        budget={task: points for task, points in recipe.budget.items() if task in pack.labels},
+        score=Faces(pack, model),
+        report=lambda tried: note(f"tried {_mix(tried)}: {_verdict(tried)}"),
+    )
+
+
+def _mix(tried: Tried) -> str:
+    layers = f", {len(tried.floats)} layers in float: {', '.join(sorted(tried.floats))}" if tried.floats else ""
+    return f"{tried.precision}{layers}"
+
+
+def _verdict(tried: Tried) -> str:
+    changes = ", ".join(f"{task} {change:+.2f}" for task, change in tried.change.items())
+    return f"{changes}; {'inside every budget' if not tried.broken else 'breaks ' + ', '.join(tried.broken)}"
+
+
+def _precision_of(found: Found, target: str, *, ios: int) -> str:
+    """The precision found, or the next finer one that a target takes."""
+    ladder = ("w8a8", "fp16", "fp32")
+    taken = of_target(target, ios=ios)
+    for precision in ladder[ladder.index(found.precision) :]:
+        if precision in taken:
+            return precision
+    raise UnsupportedError(
+        f"only {found.precision} keeps every budget",
+        expected=f"one of {', '.join(map(repr, taken))}, which {target} takes",
+        where="build --auto",
+        do="Raise the budget, train the student longer, or build for another target",
+    )
 
 
 class _Built:
@@ -70,25 +192,11 @@ class _Built:
 
 
 def _accepted(arguments: argparse.Namespace, target: str) -> list[str] | None:
-    """The precisions to build; of several targets each takes those it knows."""
+    """The precisions to build, None for all; of several targets each takes those it knows, which may be none."""
     if arguments.precision is None or arguments.target != "all":
         precisions: list[str] | None = arguments.precision
         return precisions
-    return [precision for precision in arguments.precision if precision in PRECISIONS[target]] or arguments.precision
-
-
-def _build(checkpoint: Path, target: str, *, precisions: Sequence[str] | None, out: Path) -> _Built:
-    from edgeface.cli.console import note
-    from targets.build import build
-
-    seconds: dict[str, float] = {}
-
-    def told(step: str, took: float) -> None:
-        seconds[step] = took
-        note(f"{target}: {step} {took:.1f} s")
-
-    folder = build(checkpoint, target=target, precisions=precisions, out=out, report=told)
-    return _Built(folder, seconds=seconds, cards=_score(checkpoint, folder))
+    return [precision for precision in arguments.precision if precision in of_target(target, ios=arguments.ios)]
 
 
 def _score(checkpoint: Path, bundle: Path) -> list[Scorecard]:
@@ -145,7 +253,9 @@ def _refuse_research_only(checkpoint: Path, *, precisions: Sequence[str]) -> Non
         )
 
 
-def _result(checkpoint: Path, built: Sequence[_Built], missing: Mapping[str, str]) -> Result:
+def _result(
+    checkpoint: Path, built: Sequence[_Built], missing: Mapping[str, str], found: Found | None = None
+) -> Result:
     from rich.console import Group
 
     from edgeface.cli.report import exit_code
@@ -167,13 +277,43 @@ def _result(checkpoint: Path, built: Sequence[_Built], missing: Mapping[str, str
             for bundle in built
         ],
         "not_run": dict(missing),
+        **({} if found is None else {"auto": _auto_json(found)}),
         "pass": code == 0,
     }
-    parts: list[RenderableType] = [part for bundle in built for part in _rendered(bundle)]
+    parts: list[RenderableType] = [] if found is None else [_tried_table(found)]
+    parts += [part for bundle in built for part in _rendered(bundle)]
     parts += [f"{target}: NOT_RUN, {reason}" for target, reason in missing.items()]
     if built:
-        parts.append(f"next: edgeface bench {built[0].folder} --precision fp32,w8a8")
+        held = [entry["precision"] for entry in built[0].manifest["files"].values()]
+        pair = ",".join(p for p in (*PRECISIONS[built[0].manifest["target"]][:1], "w8a8") if p in held) or held[0]
+        parts.append(f"next: edgeface bench {built[0].folder} --precision {pair}")
     return Result(payload=payload, text=Group(*parts), exit_code=code)
+
+
+def _auto_json(found: Found) -> dict[str, Any]:
+    return {
+        "precision": found.precision,
+        "float_layers": sorted(found.floats),
+        "tried": [
+            {
+                "precision": tried.precision,
+                "float_layers": sorted(tried.floats),
+                "cost": tried.cost,
+                "size_bytes": tried.size_bytes,
+                "change": dict(tried.change),
+                "broken": list(tried.broken),
+            }
+            for tried in found.tried
+        ],
+    }
+
+
+def _tried_table(found: Found) -> RenderableType:
+    from edgeface.cli.console import table
+
+    rows = [[_mix(tried), f"{tried.cost / 1e6:.2f}", f"{tried.size_bytes:,}", _verdict(tried)] for tried in found.tried]
+    columns = ["tried", "cost, int8 MMAC", "bytes of weights", "worse than fp32 by"]
+    return table(columns, rows, title="the cheapest mix of precisions inside every budget")
 
 
 def _rendered(bundle: _Built) -> list[RenderableType]:

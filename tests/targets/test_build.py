@@ -155,6 +155,65 @@ def spoken(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[in
     return code, answer
 
 
+AUTO_RECIPE = """
+name = "tiny"
+[data]
+train = ["synthetic:8@train"]
+val = ["synthetic:48@val"]
+[tasks]
+landmarks5 = 1.0
+gender = 1.0
+smile = 1.0
+[student.network]
+backbone = "edge_s"
+width = 0.25
+input_px = 32
+[budget]
+"""
+
+
+@pytest.mark.slow
+def test_auto_takes_the_cheapest_mix_inside_the_budget(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(run_folder, tmp_path / "run"))
+    (run / "recipe.toml").write_text(f"{AUTO_RECIPE}landmarks5 = 100.0\n", encoding="utf-8")
+
+    arguments = ["build", str(run), "--target", "android", "--auto", "--out", str(tmp_path / "out")]
+    code, answer = spoken(arguments, capsys)
+
+    auto = answer["auto"]
+    assert isinstance(auto, dict)
+    assert (code, auto["precision"], auto["float_layers"], len(auto["tried"])) == (0, "w8a8", [], 1)
+    assert auto["tried"][0].keys() == {"precision", "float_layers", "cost", "size_bytes", "change", "broken"}
+    assert list(read_bundle(tmp_path / "out" / "android")["files"]) == ["edge_s.w8a8.tflite"]
+
+
+@pytest.mark.slow
+def test_layers_left_in_float_are_in_the_file_and_in_its_manifest(run_folder: Path, tmp_path: Path) -> None:
+    floats = frozenset({"heads_gender", "backbone_conv3_conv"})
+
+    folder = build(run_folder, precisions=["w8a8"], floats=floats, out=tmp_path)
+
+    entry = read_bundle(folder)["files"]["edge_s.w8a8.tflite"]
+    assert entry["float_layers"] == sorted(floats)
+    assert entry["grids"].keys() == {"landmarks5", "smile"}
+
+
+def test_auto_without_a_budget_says_what_is_missing(
+    run_folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(run_folder, tmp_path / "run"))
+    (run / "recipe.toml").write_text(AUTO_RECIPE, encoding="utf-8")
+    code, answer = spoken(["build", str(run), "--target", "android", "--auto"], capsys)
+    assert (code, "budget" in str(answer["error"])) == (2, True)
+
+
+def test_auto_beside_a_precision_is_refused(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["build", str(run_folder), "--target", "android", "--auto", "--precision", "fp16"]
+    assert spoken(arguments, capsys)[0] == 2
+
+
 def test_parity_verb_answers_by_the_contract(
     run_folder: Path, bundle_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
