@@ -1,24 +1,49 @@
-"""MODEL_CARD.md: what a bundle's model is, what it was trained on, what it may be used for, and how well it does."""
+"""MODEL_CARD.md: what a bundle's model predicts, what it learnt from, what it may be used for, how well it does."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# What an answer is and is not, for every task whose answer could be taken for a fact about a person.
-_MEANING = {
-    "gender": "How a face looks to the people who labelled the training pictures, in two classes. It is no statement "
-    "about a person's gender, and errors differ between groups of people.",
-    "age": "The age a face seems to have. A person's age cannot be read from a face; errors of ten years are common, "
-    "and larger for children and for old people. Not for deciding what someone may buy, see or do.",
-    "beauty": "How the raters of one study scored pictures: their taste, their culture, the photograph. It says "
-    "nothing about a person's worth. Not for ranking people.",
-    "beauty_score": "As beauty: a mean rating by a few raters, on that study's scale.",
-    "expression": "Which posed or labelled expression a face resembles. It is not what a person feels.",
-    "expression8": "As expression, with contempt.",
-    "identity": "How alike two faces look to the network. Identifying people needs their consent, and the law in many "
-    "places asks for more.",
-    "attributes": "Visible marks as the raters of the training pictures saw them. It is no medical finding.",
+from targets.meaning import MEANING
+
+_PLATFORM = {
+    "android": "Android (TFLite, run by LiteRT)",
+    "ios": "iOS (Core ML)",
+    "openvino": "Intel hardware (OpenVINO)",
+    "onnx": "ONNX Runtime",
+}
+
+# Target to the lines that run a bundle's model; FILE is its first file, IOS its least iOS version.
+_RUN = {
+    "android": """\
+Add `EdgeFace.kt` and one of the `.tflite` files to the app, and `org.tensorflow:tensorflow-lite` 2.16 or newer.
+
+```kotlin
+EdgeFace(model).use { network ->  // a direct ByteBuffer of FILE
+    val answers = network.run(bitmap, FaceCrop.aroundBox(left, top, width, height))
+}
+```""",
+    "ios": """\
+Add `EdgeFace.swift` and one of the `.mlpackage` folders to the Xcode project. iOS IOS or newer.
+
+```swift
+let model = try MLModel(contentsOf: MLModel.compileModel(at: url))  // url of FILE
+let crop = FaceCrop(aroundBoxLeft: left, top: top, width: width, height: height)
+let answers = try EdgeFace(model: model).run(FacePicture(cgImage), crop)
+```""",
+    "openvino": """\
+```sh
+pip install openvino numpy pillow
+python edgeface_example.py FILE portrait.jpg LEFT TOP WIDTH HEIGHT
+g++ -std=c++17 -O2 -DEDGEFACE_WITH_OPENVINO edgeface_example.cpp -lopenvino -o edgeface_example
+./edgeface_example FILE portrait.ppm LEFT TOP WIDTH HEIGHT
+```""",
+    "onnx": """\
+```sh
+pip install onnxruntime numpy pillow
+python edgeface_example.py FILE portrait.jpg LEFT TOP WIDTH HEIGHT
+```""",
 }
 
 
@@ -26,7 +51,7 @@ def model_card(manifest: Mapping[str, Any], scorecard: Mapping[str, Any] | None 
     """The text of MODEL_CARD.md.
 
     Args:
-        manifest: A bundle's manifest.
+        manifest: A bundle's manifest, of any target.
         scorecard: The content of scorecard.json, when it has been measured.
     """
     outputs: Sequence[Mapping[str, Any]] = manifest["outputs"]
@@ -34,33 +59,51 @@ def model_card(manifest: Mapping[str, Any], scorecard: Mapping[str, Any] | None 
     lines = [
         f"# {manifest['name']}",
         "",
-        f"A face network for {manifest['target']}: one pass over a {manifest['model']['input_px']}-pixel crop answers "
-        f"{names}.",
+        f"A face network for {_PLATFORM[manifest['target']]}: one pass over a crop of "
+        f"{manifest['model']['input_px']} pixels answers {names}.",
+        "",
+        _terms(manifest),
+        "",
+        "## What it predicts",
+        "",
+        "| output | shape | classes | how it is read |",
+        "|---|---|---|---|",
+        *(_prediction(output) for output in outputs),
         "",
         "## Files",
         "",
         "| file | precision | bytes |",
         "|---|---|---:|",
-        *(f"| {name} | {entry['precision']} | {entry['size_bytes']} |" for name, entry in manifest["files"].items()),
+        *(f"| {name} | {_precision(entry)} | {entry['size_bytes']} |" for name, entry in manifest["files"].items()),
         "",
         "`manifest.json` holds the exact pre- and post-processing, `golden.npz` synthetic faces with the answers each "
         "file must give.",
         "",
-        "## Answers",
+        "## Input",
         "",
-        *(f"- **{output['name']}**: {output['decode']}" for output in outputs),
+        *_input(manifest),
+        "",
+        "## How to run it",
+        "",
+        _how_to_run(manifest),
+        "",
+        "LEFT, TOP, WIDTH and HEIGHT are a detector's box in pixels, from above the brows to the chin. "
+        "`edgeface predict` does all of it: finds the faces of a picture and draws the answers.",
         "",
         "## What the answers mean, and what they do not",
         "",
         *_meanings(outputs),
         "",
-        "## Data and licences",
+        "## Training data and licences",
         "",
         *(f"- {licence}" for licence in manifest["licences"] or ["none recorded"]),
         "",
-        "**Research only.** At least one corpus forbids use in products: do not ship these files."
-        if manifest["research_only"]
-        else "No corpus this model was trained on is marked as for research only.",
+        _terms(manifest),
+        "",
+        *(
+            f"- {stage}: `{source['command']}`, seed {source['seed']}"
+            for stage, source in manifest["provenance"].items()
+        ),
         "",
         "## Measured",
         "",
@@ -71,6 +114,7 @@ def model_card(manifest: Mapping[str, Any], scorecard: Mapping[str, Any] | None 
         "- One face per crop. Crops that are cut otherwise than manifest.json says lose accuracy.",
         "- Measured on the corpora named here; light, cameras, ages and skin tones that are rare in them do worse.",
         "- Answers are given for any picture, a face or not: find the face first.",
+        "- A probability is what the network gives, not how often it is right: it was not calibrated.",
         "",
         "## Made with",
         "",
@@ -81,27 +125,81 @@ def model_card(manifest: Mapping[str, Any], scorecard: Mapping[str, Any] | None 
     return "\n".join(lines)
 
 
+def _terms(manifest: Mapping[str, Any]) -> str:
+    if manifest["research_only"]:
+        return "**Research only.** At least one corpus forbids use in products: do not ship these files."
+    return "No corpus this model was trained on is marked as for research only."
+
+
+def _prediction(output: Mapping[str, Any]) -> str:
+    shape = " × ".join(map(str, output["shape"]))
+    classes = ", ".join(str(label).replace("_", " ") for label in output["classes"])
+    threshold = f" ({output['threshold']:g})" if "threshold" in output["decode"] else ""
+    return f"| {output['name']} | {shape} | {classes} | {output['decode']}{threshold} |"
+
+
+def _precision(entry: Mapping[str, Any]) -> str:
+    layers = entry.get("float_layers", [])
+    return f"{entry['precision']}, in float: {', '.join(layers)}" if layers else str(entry["precision"])
+
+
+def _input(manifest: Mapping[str, Any]) -> list[str]:
+    given, crop = manifest["input"], manifest["crop"]
+    resize = crop["resize"]
+    mean, std = (", ".join(f"{value:g}" for value in given[key]) for key in ("mean", "std"))
+    standardized = f"(x − mean) / std with mean {mean} and std {std} of {given['colour_order']}"
+    values = {
+        "float32": f"float32 {given['shape']}: {standardized}, done by the caller",
+        "image": f"an RGB image; {standardized} is done inside the file",
+        "uint8": f"uint8 {given['shape']} ({given['layout']}), 0 to 255; {standardized} is done inside the file",
+    }[given["type"]]
+    return [
+        f"- `{given['name']}`: {values}.",
+        f"- Colour order {given['colour_order']}; {crop['orientation']}.",
+        f"- Crop: {crop['shape']}; {crop['center']}; side {crop['side']}; {crop['coordinates']}.",
+        f"- Resized to {crop['size_px']} pixels: {resize['filter']}; {resize['weights']}; {resize['rounding']}; "
+        f"{resize['border']}.",
+    ]
+
+
+def _how_to_run(manifest: Mapping[str, Any]) -> str:
+    files = {entry["precision"]: name for name, entry in manifest["files"].items()}
+    name = files.get("w8a8") or next(iter(files.values()), "the model")
+    return _RUN[manifest["target"]].replace("FILE", name).replace("iOS IOS", f"iOS {manifest.get('ios', 17)}")
+
+
 def _meanings(outputs: Sequence[Mapping[str, Any]]) -> list[str]:
-    told = [f"- **{output['name']}**: {_MEANING[output['task']]}" for output in outputs if output["task"] in _MEANING]
-    return told or ["Nothing here judges a person: the answers describe the picture."]
+    told = [f"- **{output['name']}**: {MEANING[output['task']]}" for output in outputs if output["task"] in MEANING]
+    if not told:
+        return ["Nothing here judges a person: the answers describe the picture."]
+    return [
+        *told,
+        "",
+        "Not for decisions about a person: access, prices, hiring, policing, credit, medicine. Tell people that their "
+        "picture is judged, and measure the errors on the people the app serves before relying on an answer.",
+    ]
 
 
 def _measured(scorecard: Mapping[str, Any] | None) -> list[str]:
     if scorecard is None:
         return ["Not measured yet: `edgeface eval` on this bundle."]
-    tasks = sorted({task for row in scorecard["rows"] for task in row["tasks"]})
+    metrics: dict[str, str] = {}
+    for row in scorecard["rows"]:
+        metrics |= {task: cell["metric"] for task, cell in row["tasks"].items()}
+    tasks = sorted(metrics)
+    skipped = sum(scorecard["skipped"].values())
+    conditions = scorecard["conditions"]
     lines = [
-        f"| model | runtime | {' | '.join(tasks)} |",
+        f"On {scorecard['source']}: {scorecard['samples']} faces, {skipped} skipped. {conditions['date']}, "
+        f"{conditions['machine']['model']}.",
+        "",
+        f"| model | runtime | {' | '.join(f'{task}: {metrics[task]}' for task in tasks)} |",
         f"|---|---|{'---:|' * len(tasks)}",
     ]
     for row in scorecard["rows"]:
         if not row["tasks"]:
             lines.append(f"| {row['model']} | NOT_RUN: {row['reason']} |{' |' * len(tasks)}")
             continue
-        cells = [_cell(row["tasks"][task]) if task in row["tasks"] else "" for task in tasks]
+        cells = [f"{row['tasks'][task]['value']:.4g}" if task in row["tasks"] else "" for task in tasks]
         lines.append(f"| {row['model']} | {row['runtime']} {row['precision']} | {' | '.join(cells)} |")
-    return [*lines, "", "Metrics, samples and conditions: `scorecard.json`."]
-
-
-def _cell(cell: Mapping[str, Any]) -> str:
-    return f"{cell['value']:.4g} {cell['metric']}"
+    return [*lines, "", "Accuracies are from 0 to 1, errors in the unit their names say. More in `scorecard.json`."]

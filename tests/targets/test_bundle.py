@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from edgeface.errors import ModelError
 from edgeface.files import sha256_file
-from edgeface.specs import ModelSpec, output_spec
+from edgeface.specs import ModelSpec
 from edgeface.tasks import Kind
-from targets.bundle import golden_faces, output_contract, read_bundle, read_golden, verify, write_model_card
+from targets.bundle import golden_faces, read_bundle, read_golden, verify
 from targets.codegen import generate
-from targets.model_card import model_card
 
 from .conftest import OUTPUTS
 
@@ -133,52 +130,6 @@ def test_code_of_a_bundle_is_that_of_its_manifest(bundle_folder: Path) -> None:
     assert generate(manifest) == {"EdgeFace.kt": (bundle_folder / "EdgeFace.kt").read_text(encoding="utf-8")}
     manifest["outputs"][0]["mean_shape"][0][0] += 0.01  # the twin
     assert generate(manifest) != {"EdgeFace.kt": (bundle_folder / "EdgeFace.kt").read_text(encoding="utf-8")}
-
-
-def test_model_card_says_what_answers_about_people_do_not_mean() -> None:
-    judged = ("gender", "age", "beauty", "beauty_score", "expression", "identity", "attributes")
-    manifest = _manifest([output_contract(output_spec(task)) for task in judged], research_only=True)
-
-    text = model_card(manifest)
-
-    assert all(f"- **{task}**: " in text.split("## What the answers mean")[1] for task in judged)
-    assert "do not ship" in text
-
-
-def test_model_card_takes_its_figures_from_the_scorecard(copy: Path) -> None:
-    card = {
-        "rows": [
-            {
-                "model": "edge_s.w8a8.tflite",
-                "runtime": "tflite-xnnpack",
-                "precision": "w8a8",
-                "outcome": "PASS",
-                "reason": "",
-                "tasks": {"landmarks5": {"metric": "nme_percent", "value": 6.543}},
-            }
-        ]
-    }
-    before = (copy / "MODEL_CARD.md").read_text(encoding="utf-8")
-    (copy / "scorecard.json").write_text(json.dumps(card), encoding="utf-8")
-
-    write_model_card(copy)
-
-    assert "Not measured yet" in before
-    assert "6.543 nme_percent" in (copy / "MODEL_CARD.md").read_text(encoding="utf-8")
-
-
-def _manifest(outputs: list[Mapping[str, Any]], *, research_only: bool) -> dict[str, Any]:
-    return {
-        "name": "x",
-        "target": "android",
-        "model": {"input_px": 64},
-        "outputs": outputs,
-        "files": {},
-        "licences": [],
-        "research_only": research_only,
-        "versions": {},
-        "checkpoints": {},
-    }
 
 
 def test_every_kind_of_output_is_decoded() -> None:
