@@ -354,7 +354,8 @@ class QatSpec:
 
     Attributes:
         calibration: How ranges are found: "minmax" or "ema" of per-batch extremes, which follow in training too;
-            "percentile" (99.99 % of values at either end) or "mse" (least squared error), which calibration settles.
+            "percentile" (all but 0.01 % of values at either end) or "mse" (least squared error), which calibration
+            settles.
         calibration_batches: Batches seen before the first step.
         ema: Decay per step of the "ema" ranges.
         freeze_share: Share of the steps, at the end, during which ranges stay fixed.

@@ -136,7 +136,6 @@ def _found(kept: Tried, quantized: Quantized | None, tried: Sequence[Tried], tab
 def _on_their_grid(quantized: Quantized | FakeQuantNetwork) -> tuple[Graph, Mapping[str, tuple[float, int]]]:
     if isinstance(quantized, Quantized):
         return quantized.graph, quantized.activations
-    quantized.freeze()
     return quantized.float_graph(), quantized.activations()
 
 
