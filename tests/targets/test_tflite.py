@@ -654,6 +654,15 @@ def test_one_conversion_serves_the_float_and_the_int8_student(
     assert laps == ["convert", "write fp32", "convert", "write w8a8"]
 
 
+def test_garbage_collection_is_as_it_was_after_a_conversion(float_graph: Graph) -> None:
+    import gc
+
+    assert gc.isenabled()
+    with pytest.raises(ModelError):
+        tflite.lower(replace(tflite.structure_of(float_graph), shapes=()))
+    assert gc.isenabled()
+
+
 def test_file_says_what_it_is(int8_files: dict[str, Path], tmp_path: Path) -> None:
     note = tflite.read_note(int8_files["edge_s"])
     file = Flatbuffer(int8_files["edge_s"].read_bytes())
