@@ -132,7 +132,7 @@ def read_answers(spec: ModelSpec, cases: Cases, path: Path) -> tuple[NDArray[np.
     content = np.frombuffer(path.read_bytes(), np.uint8).reshape(len(cases.crops), -1)
     pixels = spec.input_px**2 * 3
     faces = content[:, :pixels].reshape(-1, spec.input_px, spec.input_px, 3)
-    values = np.ascontiguousarray(content[:, pixels:]).view("<f4").astype(np.float64)
+    values = np.ascontiguousarray(content[:, pixels:-24]).view("<f4").astype(np.float64)
     at, crops = 0, cases.crops.astype(np.float64)
     for output in spec.outputs:
         length = _length(output)
@@ -143,6 +143,13 @@ def read_answers(spec: ModelSpec, cases: Cases, path: Path) -> tuple[NDArray[np.
         at += length
     assert at == values.shape[1]
     return faces, values
+
+
+def read_crops(path: Path, *, count: int) -> NDArray[np.float32]:
+    """(2, 3) the crops a harness made around its fixed box and landmarks; it says them behind each of `count` cases."""
+    found = np.frombuffer(path.read_bytes(), np.uint8).reshape(count, -1)[:, -24:].copy().view("<f4").reshape(-1, 2, 3)
+    assert (found == found[0]).all()
+    return np.asarray(found[0])
 
 
 def _length(output: OutputSpec) -> int:
@@ -170,14 +177,19 @@ def run(*words: str | Path, cwd: Path | None = None) -> None:
 Program = Callable[[Path, Path], None]  # reads cases, writes answers
 
 
-def compile_program(language: str, manifest: Mapping[str, Any], folder: Path) -> Program:
-    """The generated code of a manifest with its harness, ready to run."""
+def compile_program(
+    language: str, manifest: Mapping[str, Any], folder: Path, *, fault: tuple[str, str] | None = None
+) -> Program:
+    """The generated code of a manifest with its harness, ready to run; with one text put in place of another."""
     outputs = manifest["outputs"]
     names = [output["name"] for output in outputs]
     sizes = [int(np.prod(output["shape"])) for output in outputs]
     camel = [first + "".join(map(str.capitalize, rest)) for first, *rest in (name.split("_") for name in names)]
     float_input = manifest["input"]["type"] == "float32"
     for name, text in generate(manifest).items():
+        if fault is not None:
+            assert fault[0] in text, name
+            text = text.replace(*fault)
         (folder / name).write_text(text, encoding="utf-8")
     pairs = list(zip(names, sizes, strict=True))
     match language:

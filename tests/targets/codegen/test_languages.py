@@ -34,6 +34,7 @@ from .conftest import (
     flat_answers,
     manifest_of,
     read_answers,
+    read_crops,
     run,
     tool,
 )
@@ -135,7 +136,7 @@ def test_code_of_another_manifest_is_noticed_twin(
     program(tmp_path / "cases", tmp_path / "answers")
 
     if change is _side:
-        whole = len(cases.crops) * (spec.input_px**2 * 3 + 4 * flat_answers(spec, cases).shape[1])
+        whole = len(cases.crops) * (spec.input_px**2 * 3 + 4 * flat_answers(spec, cases).shape[1] + 24)
         assert (tmp_path / "answers").stat().st_size < whole
         return
     _, answers = read_answers(spec, cases, tmp_path / "answers")
@@ -166,15 +167,33 @@ def load(text: str) -> Any:
     return module
 
 
-def test_crops_of_boxes_and_landmarks_are_those_of_the_finder(spec: ModelSpec) -> None:
-    generated = load(generate(manifest_of(spec, "onnx"))["edgeface_example.py"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fault", [("2048 + 0.5", "2048 + 0.4"), ("(1 << 21)", "(1 << 20)"), ("max(1.0, scale)", "max(1.0, 0.9 * scale)")]
+)
+@pytest.mark.parametrize("language", ["python", "cpp", "swift"])
+def test_code_with_another_resampling_is_noticed_twin(
+    language: str, fault: tuple[str, str], spec: ModelSpec, cases: Cases, tmp_path: Path
+) -> None:
+    program = compile_program(language, manifest_of(spec, LANGUAGES[language]), tmp_path, fault=fault)
 
-    crop = generated.Crop.around_box(10.25, 20.1, 33.3, 47.7)
-    around = generated.Crop.around_landmarks(np.array([[10, 20], [30, 20], [20, 30], [12, 44], [28, 44.0]]))
+    faces, answers = cut_and_decoded(program, spec, cases, tmp_path)
 
-    assert [crop.center_x, crop.center_y, crop.side] == crop_of_box(np.array([10.25, 20.1, 33.3, 47.7])).tolist()
-    assert (around.center_x, around.center_y, around.side) == (20.0, 32.0, float(np.float32(2.26 * 24)))
-    assert generated.Crop.around_box(10.25, 21.1, 33.3, 47.7) != crop
+    assert not np.array_equal(faces, faces_of(cases, px=spec.input_px))
+    assert apart(answers, flat_answers(spec, cases)) <= TOLERANCE
+
+
+def test_crops_around_boxes_and_landmarks_are_those_of_edgeface(
+    program: Program, spec: ModelSpec, cases: Cases, tmp_path: Path
+) -> None:
+    cut_and_decoded(program, spec, cases, tmp_path)
+
+    box, landmarks = read_crops(tmp_path / "answers", count=len(cases.crops))
+
+    assert np.array_equal(box, crop_of_box(np.array([10.25, 20.125, 33.5, 47.75], np.float32)))
+    # The box around the five points of the harness: 10 to 30.5 across, 20 to 44 down.
+    assert np.array_equal(landmarks, np.array([20.25, 32.0, 2.26 * 24], np.float32))
+    assert not np.array_equal(box, crop_of_box(np.array([10.25, 20.25, 33.5, 47.75], np.float32)))  # the twin
 
 
 def test_cpp_example_writes_the_crop_it_would_run(spec: ModelSpec, cases: Cases, tmp_path: Path) -> None:

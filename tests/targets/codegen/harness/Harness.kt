@@ -46,7 +46,13 @@ fun main(words: Array<String>) {
             }
             val answer = EdgeFace(ByteBuffer.allocate(0)).use { it.run(Bitmap(pixels, width, height), crop) }
             answers.write(Interpreter.seen)
-            val values = listOf<List<Float>>(@PUTS@).flatten()
+            val points = listOf(10f to 20f, 30.5f to 20f, 20f to 30f, 12f to 44f, 28f to 43f)
+            val around = listOf(
+                FaceCrop.aroundBox(10.25, 20.125, 33.5, 47.75),
+                FaceCrop.aroundLandmarks(points.map { FacePoint(it.first, it.second) }),
+            )
+            val values = listOf<List<Float>>(@PUTS@).flatten() +
+                around.flatMap { listOf(it.centerX, it.centerY, it.side) }
             val bytes = ByteBuffer.allocate(4 * values.size).order(ByteOrder.LITTLE_ENDIAN)
             values.forEach { bytes.putFloat(it) }
             answers.write(bytes.array())

@@ -54,6 +54,11 @@ int main(int, char** words) {
     const edgeface::Answers answer = edgeface::decode(outputs, where);
     Values flat;
     @PUTS@
+    for (const auto& around :
+         {edgeface::around_box(10.25, 20.125, 33.5, 47.75),
+          edgeface::around_landmarks({{10, 20}, {30.5, 20}, {20, 30}, {12, 44}, {28, 43}})}) {
+      put(flat, {around.center_x, around.center_y, around.side});
+    }
     answers.write(reinterpret_cast<const char*>(flat.data()), std::streamsize(flat.size() * sizeof(float)));
   }
   return answers.flush() ? 0 : 1;

@@ -45,6 +45,11 @@ def main(module: str, cases: Path, answers: Path) -> None:
             file.write(generated.tensor(generated.cut(picture, crop)).tobytes())
             decoded = generated.decode(outputs, crop)
             values = [value for field in dataclasses.fields(decoded) for value in flat(getattr(decoded, field.name))]
+            for crop in (
+                generated.Crop.around_box(10.25, 20.125, 33.5, 47.75),
+                generated.Crop.around_landmarks(np.array([[10, 20], [30.5, 20], [20, 30], [12, 44], [28, 43]])),
+            ):
+                values += [crop.center_x, crop.center_y, crop.side]
             file.write(np.array(values, "<f4").tobytes())
     foreign = {name.partition(".")[0] for name in sys.modules} & {"edgeface", "torch", "PIL", "cv2"}
     assert not foreign, f"{sorted(foreign)} imported"

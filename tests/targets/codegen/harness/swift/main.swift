@@ -39,6 +39,13 @@ for _ in 0..<read(1, Int32(0))[0] {
     let answer = try FaceContract.decode(outputs, place)
     var values = [Float]()
     @PUTS@
+    let points: [(Float, Float)] = [(10, 20), (30.5, 20), (20, 30), (12, 44), (28, 43)]
+    for around in [
+        FaceCrop(aroundBoxLeft: 10.25, top: 20.125, width: 33.5, height: 47.75),
+        FaceCrop(aroundLandmarks: points.map { FacePoint(x: $0.0, y: $0.1) }),
+    ] {
+        values += [around.centerX, around.centerY, around.side]
+    }
     fwrite(&values, 4, values.count, answers)
 }
 fclose(answers)
