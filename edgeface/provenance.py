@@ -20,7 +20,13 @@ _PACKAGES = (
     "lightning-fabric",
     "litert-torch",
     "ai-edge-litert",
-    "ai-edge-quantizer",
+    "coremltools",
+    "openvino",
+    "nncf",
+    "onnx",
+    "onnxslim",
+    "onnxruntime",
+    "tensorflow",
 )
 
 

@@ -59,7 +59,6 @@ PACKAGES = (
     Package(name="safetensors", module="safetensors.torch", extra="", use="checkpoints"),
     Package(name="lightning-fabric", module="lightning_fabric", extra="", use="the training loop"),
     Package(name="litert-torch", module="litert_torch", extra="android", use="writing .tflite"),
-    Package(name="ai-edge-quantizer", module="ai_edge_quantizer", extra="android", use="int8 .tflite"),
     Package(name="ai-edge-litert", module="ai_edge_litert.interpreter", extra="android", use="running .tflite"),
     Package(name="coremltools", module="coremltools", extra="ios", use="writing .mlpackage, checking it off-Mac"),
     Package(name="openvino", module="openvino", extra="openvino", use="writing and running OpenVINO IR"),
@@ -72,11 +71,14 @@ PACKAGES = (
 
 # Target to the packages that building it and running what was built need, beside the base.
 TARGET_PACKAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "android": (("litert-torch", "ai-edge-quantizer", "ai-edge-litert"), ("ai-edge-litert",)),
+    "android": (("litert-torch", "ai-edge-litert"), ("ai-edge-litert",)),
     "ios": (("coremltools",), ("coremltools",)),
     "openvino": (("openvino",), ("openvino",)),
     "onnx": (("onnx", "onnxslim", "onnxruntime"), ("onnxruntime",)),
 }
+
+# Runtimes whose packages contradict ours, each in an environment of its own.
+RUNTIMES_APART = ("tflite-2.14",)
 
 # What a reader would otherwise take for more than it is; off a Mac only.
 NOTES = {"ios": "edgeface executes the saved package itself; Core ML's own predict needs macOS and is NOT_RUN here"}
@@ -84,9 +86,17 @@ NOTES = {"ios": "edgeface executes the saved package itself; Core ML's own predi
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Import every package edgeface can use, each in a process of its own, and say what works."
+    parser.add_argument(
+        "--install",
+        choices=RUNTIMES_APART,
+        metavar="R",
+        help=f"make the environment of a runtime that cannot share this one: {', '.join(RUNTIMES_APART)}",
+    )
 
 
 def run(arguments: argparse.Namespace) -> Result:
+    if arguments.install:
+        return install(arguments.install)
     from edgeface.cli.console import progress
 
     probes: dict[str, Probe] = {}
@@ -98,6 +108,16 @@ def run(arguments: argparse.Namespace) -> Result:
                 probes[package.name] = found
                 bar.update(task, advance=1, note=package.name)
     return report(probes)
+
+
+def install(runtime: str) -> Result:
+    """Make the environment of a runtime, or say that it is there."""
+    from targets import tflite214
+
+    assert runtime == tflite214.NAME
+    folder = tflite214.install()
+    payload = {"schema": 1, "runtime": runtime, "folder": str(folder)}
+    return Result(payload=payload, text=f"{runtime}: {folder}\nnext: edgeface eval MODEL --runtime {runtime} --data …")
 
 
 def probe(package: Package) -> Probe:
@@ -157,7 +177,9 @@ def report(probes: dict[str, Probe]) -> Result:
             }
         )
     from edgeface.provenance import cpu
+    from targets import tflite214
 
+    apart = tflite214.find()
     payload: dict[str, object] = {
         "schema": 1,
         "edgeface": __version__,
@@ -166,6 +188,13 @@ def report(probes: dict[str, Probe]) -> Result:
         "cpu": cpu(),
         "packages": packages,
         "targets": targets,
+        "runtimes_apart": [
+            {
+                "runtime": tflite214.NAME,
+                "folder": "" if apart is None else str(apart),
+                "install": "" if apart is not None else tflite214.DO,
+            }
+        ],
         "data": {"EDGEFACE_DATA": os.environ.get("EDGEFACE_DATA", "")},
     }
     nothing = not any(target["builds"] and target["runs"] for target in targets)
@@ -193,4 +222,9 @@ def _text(payload: dict[str, object]) -> str:
         line = f"  {target['target']:<{width}}  builds: {can[target['builds']]}  runs: {can[target['runs']]}"
         line = f"{line}  install: {target['install']}" if target["install"] else line
         lines.append(f"{line}  ({target['note']})" if target["note"] else line)
+    apart = payload["runtimes_apart"]
+    assert isinstance(apart, list)
+    for runtime in apart:
+        state = f"in {runtime['folder']}" if runtime["folder"] else f"not installed; optional: {runtime['install']}"
+        lines.append(f"  {runtime['runtime']:<{width}}  {state}")
     return "\n".join(lines)

@@ -66,3 +66,21 @@ def test_the_report_does_not_import_what_it_asks_about(monkeypatch: pytest.Monke
 
     assert main(["doctor", "--json"]) == 0
     assert asked == [package.name for package in PACKAGES]
+
+
+def test_an_environment_apart_is_made_or_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from targets import tflite214
+
+    monkeypatch.setenv("EDGEFACE_CACHE", str(tmp_path))
+    (asked,) = json.loads(json.dumps(report(WELL).payload))["runtimes_apart"]
+    assert asked == {"runtime": "tflite-2.14", "folder": "", "install": "edgeface doctor --install tflite-2.14"}
+    assert asked["runtime"] in doctor.RUNTIMES_APART
+
+    monkeypatch.setattr(tflite214, "install", lambda: tmp_path / "tflite-2.14")
+    from edgeface.cli.main import main
+
+    assert main(["doctor", "--install", "tflite-2.14", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["folder"] == str(tmp_path / "tflite-2.14")
+    assert main(["doctor", "--install", "tflite-1.0"]) == 2
