@@ -1,16 +1,1152 @@
-"""Core ML packages: the only module that imports coremltools."""
+"""Core ML packages: the only module that imports coremltools.
+
+Every file is an ML program with one input, `image`, an RGB picture of the network's side (or a float32 (1, H, W, 3)
+array of standardized values), which is standardized inside, and one float32 output per task, named after it, in the
+task's shape. A node's result is the value that carries its name. Programs are built operation by operation with the MIL
+builder and written through an empty pass pipeline, so that nothing moves a quantization point or rounds a constant.
+
+fp16, w8 and p6 compute in half floats: the weights are half floats, int8 with one half-float scale per output channel,
+or 6-bit indices into 64 half floats per tensor.
+
+The w8a8 file holds QAT's own constants. A node's integers are `NODE_codes` (quantize, int8), its real values as others
+read them `NODE_real` (dequantize); weights are int8 with one float32 scale per output channel, biases float32 on their
+int32 grid. All of it is declared float32, because scales carry 16 significant bits and half floats have 11: in half
+floats the file would be another network. Executed in float32 it computes the family "coreml" of quantize/rounding.py.
+On a device, as Apple documents it, the Neural Engine computes half floats only, so this file runs on the CPU or GPU;
+what half floats would make of it the runtime "mil-fp16" estimates. None of it has been run on a device.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import json
+import math
+import os
+import shutil
+import struct
 import sys
 import types
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgeface.errors import MissingToolError, ModelError
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeface.config import to_plain
+from edgeface.errors import EdgefaceError, MissingToolError, ModelError, UnsupportedError
+from edgeface.evaluate import Outputs
+from edgeface.files import output_error
+from edgeface.precision import IOS, IOS_VERSIONS, check
+from edgeface.specs import ModelSpec, OutputSpec
+from edgeface.tasks import TASKS, Kind
+from quantize.graph import INPUT, Graph, Node
+from quantize.grid import Quantized, require_input_grid
+from targets import artifacts
+from targets.program import lossless_grid
+from targets.protocol import Grids
+from targets.silence import silenced
+
+NOTE = "edgeface"  # key of the user-defined metadata
+LAYERS = ("conv2d", "linear")
+PALETTE = 64  # values of a p6 tensor
+
+_MODEL = "com.apple.CoreML/model.mlmodel"
+_WEIGHTS = "com.apple.CoreML/weights"
+_SPECIFICATION = {16: 7, 17: 8, 18: 9}  # iOS version to the least format that it reads
+_KINDS = {
+    "conv2d": "conv",
+    "linear": "linear",
+    "max_pool": "max_pool",
+    "mfm": "maximum",
+    "add": "add",
+    "mean": "reduce_mean",
+    "flatten": "reshape",
+}
+# Optional tool-kits that coremltools loads with itself (5 s of tensorflow) for converters that are not used here.
+_UNUSED = ("tensorflow", "sklearn", "torchao", "xgboost", "libsvm", "torchaudio")
+
+
+def write(
+    files: Mapping[str, Path],
+    *,
+    graph: Graph | None,
+    quantized: Quantized | None,
+    model: ModelSpec,
+    float_input: bool = False,
+    ios: int = IOS,
+    lap: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Write every wanted package, each checked before it takes its place.
+
+    Args:
+        files: Precision to the .mlpackage to write.
+        graph: Of fp16, w8 and p6.
+        quantized: Of w8a8.
+        model: Goes into each file's metadata.
+        float_input: Take float32 (1, H, W, 3) of standardized values instead of the picture.
+        ios: Least iOS version that shall run it.
+        lap: Told of each step when it is done.
+
+    Raises:
+        UnsupportedError: The version cannot run a precision, or the picture is not the quantized input as it stands.
+        ModelError: A file would differ from what it shall hold; the message names the layer.
+        MissingToolError: coremltools is not installed.
+    """
+    if ios not in IOS_VERSIONS:
+        raise UnsupportedError(
+            f"iOS {ios}", expected=f"one of {', '.join(map(str, IOS_VERSIONS))}", where="--ios", do="Choose one of them"
+        )
+    for precision in files:
+        check("ios", precision, where="target ios", ios=ios)
+    for precision, path in files.items():
+        held = quantized if precision == "w8a8" else None
+        network = held.graph if held is not None else graph
+        assert network is not None
+        if held is not None:
+            require_input_grid(network)
+        with _quiet():
+            writer = _Writer(graph=network, quantized=held, precision=precision, ios=ios)
+            spec, weights = _serialize(writer.program(float_input=float_input), network, float_input, ios)
+        note = {"schema": 1, "model": to_plain(model), "precision": precision}
+        spec.description.metadata.userDefined[NOTE] = json.dumps(note, sort_keys=True)
+        checked: Callable[[Path], None] = (
+            partial(check_w8a8, quantized=held, float_input=float_input, ios=ios)
+            if held is not None
+            else partial(check_float, graph=network, precision=precision, float_input=float_input, ios=ios)
+        )
+        _save(path, spec, weights, checked=checked)
+        lap(f"write {precision}")
+
+
+@dataclass
+class _Writer:
+    """One graph on its way into a MIL program.
+
+    Attributes:
+        values: INPUT and node name to its float value; of a w8a8 program to its int8 codes.
+        reals: The same names to their dequantized values.
+    """
+
+    graph: Graph
+    quantized: Quantized | None
+    precision: str
+    ios: int
+    values: dict[str, Any] = field(default_factory=dict)
+    reals: dict[str, Any] = field(default_factory=dict)
+
+    def program(self, *, float_input: bool) -> Any:
+        mil = _import("coremltools.converters.mil.mil")
+        self.mb = _import("coremltools.converters.mil").Builder
+        side = self.graph.input_px
+        shape = (1, side, side, 3) if float_input else (1, 3, side, side)
+        program = mil.Program()
+        inputs = {INPUT: self.mb.placeholder(shape, dtype=mil.types.fp32)}
+        with mil.Function(inputs, opset_version=_target(self.ios)) as function:
+            front = self._front(function.inputs[INPUT], float_input=float_input)
+            self.values[INPUT] = front if self.quantized is None else self._codes(INPUT, front)
+            leaving: dict[str, Any] = {}
+            for node in self.graph.nodes:
+                self.values[node.name] = self._node(node, leaving)
+            function.set_outputs(
+                [self._output(output, leaving.get(name)) for output, name in self.graph.outputs.items()]
+            )
+        program.add_function("main", function)
+        return program
+
+    def _front(self, image: Any, *, float_input: bool) -> Any:
+        """From the picture to a standardized map, channels first."""
+        x, half = image, self.quantized is None
+        if float_input:
+            x = self.mb.transpose(x=x, perm=(0, 3, 1, 2), name=f"{INPUT}_planes")
+        exact = lossless_grid(self.graph) is not None
+        # Bytes, and bytes over a power of two and shifted, are exact in half floats; other statistics want more bits.
+        if half and (exact or float_input):
+            x = self.mb.cast(x=x, dtype="fp16", name=f"{INPUT}_half")
+        if not float_input:
+            scale, bias = _standardisation(self.graph)
+            dtype = np.float16 if half and exact else np.float32
+            x = self.mb.mul(x=x, y=scale.astype(dtype), name=f"{INPUT}_scaled")
+            x = self.mb.add(x=x, y=bias.astype(dtype), name=f"{INPUT}_standardized")
+            if half and not exact:
+                x = self.mb.cast(x=x, dtype="fp16", name=f"{INPUT}_half")
+        return x
+
+    def _codes(self, name: str, value: Any) -> Any:
+        assert self.quantized is not None
+        scale, zero_point = self.quantized.activations[name]
+        return self.mb.quantize(
+            input=value,
+            scale=np.float32(scale),
+            zero_point=np.int8(zero_point),
+            output_dtype="int8",
+            name=f"{name}_codes",
+        )
+
+    def _dequantized(self, name: str, *, label: str) -> Any:
+        assert self.quantized is not None
+        scale, zero_point = self.quantized.activations[name]
+        return self.mb.dequantize(
+            input=self.values[name], scale=np.float32(scale), zero_point=np.int8(zero_point), name=label
+        )
+
+    def _read(self, name: str) -> Any:
+        """A node's values as another node reads them: a float."""
+        if self.quantized is None:
+            return self.values[name]
+        if name not in self.reals:
+            self.reals[name] = self._dequantized(name, label=f"{name}_real")
+        return self.reals[name]
+
+    def _node(self, node: Node, leaving: dict[str, Any]) -> Any:
+        if self.quantized is not None and node.op == "flatten":
+            # Integers are put in a row as they are.
+            return self.mb.reshape(x=self.values[node.inputs[0]], shape=(1, *node.shape), name=f"{node.name}_codes")
+        value = self._float_node(node, [self._read(name) for name in node.inputs])
+        if self.quantized is None:
+            return value
+        if _leaves_in_float(self.quantized, node):
+            leaving[node.name] = value
+            if not _is_read(self.graph, node):
+                return value
+        return self._codes(node.name, value)
+
+    def _float_node(self, node: Node, inputs: Sequence[Any]) -> Any:
+        own = _label(self.graph, node.name)
+        last = f"{node.name}_sum" if node.relu else own
+        x = inputs[0]
+        match node.op:
+            case "conv2d":
+                y = self.mb.conv(
+                    x=x,
+                    weight=self._weight(node),
+                    bias=self._bias(node),
+                    strides=node.stride,
+                    pad_type="custom",
+                    pad=node.padding,
+                    name=last,
+                )
+            case "linear":
+                y = self.mb.linear(x=x, weight=self._weight(node), bias=self._bias(node), name=last)
+            case "max_pool":
+                y = self.mb.max_pool(x=x, kernel_sizes=node.kernel, strides=node.stride, pad_type="valid", name=last)
+            case "mfm":
+                halves = self.mb.split(x=x, num_splits=2, axis=1, name=f"{node.name}_halves")
+                y = self.mb.maximum(x=halves[0], y=halves[1], name=last)
+            case "add":
+                y = self.mb.add(x=x, y=inputs[1], name=last)
+            case "mean":
+                y = self.mb.reduce_mean(x=x, axes=(2, 3), keep_dims=False, name=last)
+            case "flatten":
+                y = self.mb.reshape(x=x, shape=(1, *node.shape), name=last)
+        return self.mb.relu(x=y, name=own) if node.relu else y
+
+    def _bias(self, node: Node) -> NDArray[Any]:
+        if self.quantized is not None:
+            return _bias_values(self.quantized, node)
+        return _halves(self.graph.biases[node.name].detach().cpu().numpy(), where=node.name)
+
+    def _weight(self, node: Node) -> Any:
+        name = f"{node.name}_weight"
+        weight = self.graph.weights[node.name].detach().cpu().numpy()
+        if self.quantized is not None:
+            if node.name in self.quantized.floats:
+                return weight.astype(np.float32)
+            return self._scaled(self.quantized.weights[node.name], self.quantized.weight_scales[node.name], name)
+        if self.precision == "w8":
+            return self._scaled(*_int8(weight, where=node.name), name)
+        if self.precision == "p6":
+            return self._palettised(weight, where=node.name, name=name)
+        return _halves(weight, where=node.name)
+
+    def _scaled(self, codes: NDArray[np.int8], scales: NDArray[Any], name: str) -> Any:
+        if self.ios >= 18:
+            by_channel = scales.reshape(-1, *[1] * (codes.ndim - 1))
+            return self.mb.constexpr_blockwise_shift_scale(data=codes, scale=by_channel, name=name)
+        return self.mb.constexpr_affine_dequantize(
+            quantized_data=codes, zero_point=np.int8(0), scale=scales, axis=0, name=name
+        )
+
+    def _palettised(self, weight: NDArray[np.float32], *, where: str, name: str) -> Any:
+        palette, indices = palettise(_halves(weight, where=where))
+        if self.ios >= 18:
+            six_bits = _import("coremltools.converters.mil.mil").types.np_uint6_dtype
+            return self.mb.constexpr_lut_to_dense(
+                indices=indices.astype(six_bits), lut=palette.reshape(*[1] * weight.ndim, PALETTE, 1), name=name
+            )
+        return self.mb.constexpr_lut_to_dense(
+            indices=_pack6(indices), lut=palette, shape=np.array(weight.shape, np.uint32), name=name
+        )
+
+    def _output(self, output: str, leaves: Any) -> Any:
+        """One named float32 output."""
+        name = self.graph.outputs[output]
+        shape, own = (1, *self.graph.output_shape(output)), (1, *self.graph.node(name).shape)
+        label = output if shape == own else f"{output}_row"
+        if leaves is not None:
+            value = self.mb.identity(x=leaves, name=label)
+        elif self.quantized is not None:
+            value = self._dequantized(name, label=label)
+        else:
+            value = self.mb.cast(x=self.values[name], dtype="fp32", name=label)
+        return value if shape == own else self.mb.reshape(x=value, shape=shape, name=output)
+
+
+def palettise(weight: NDArray[np.float16]) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
+    """The nearest of 64 values for each weight.
+
+    Args:
+        weight: Any shape.
+
+    Returns:
+        The palette, (64,) in rising order, and each weight's index, of the weight's shape.
+
+    Source:
+        Lloyd's algorithm in one dimension, from evenly spaced quantiles; nothing is drawn at random.
+    """
+    values = np.sort(weight.astype(np.float64).ravel())
+    if len(distinct := np.unique(values)) <= PALETTE:
+        centres = np.concatenate([distinct, np.full(PALETTE - len(distinct), distinct[-1])])
+    else:
+        sums = np.concatenate([[0.0], np.cumsum(values)])
+        centres = np.unique(np.quantile(values, (np.arange(PALETTE) + 0.5) / PALETTE))
+        centres = np.concatenate([centres, np.linspace(values[0], values[-1], PALETTE - len(centres) + 2)[1:-1]])
+        centres.sort()
+        for _ in range(100):
+            edges = np.searchsorted(values, (centres[1:] + centres[:-1]) / 2)
+            bounds = np.concatenate([[0], edges, [len(values)]])
+            counts = np.diff(bounds)
+            moved = np.where(counts > 0, np.diff(sums[bounds]) / np.maximum(counts, 1), centres)
+            if np.array_equal(moved, centres):
+                break
+            centres = moved
+    palette = np.sort(centres.astype(np.float16))
+    middles = (palette[1:].astype(np.float64) + palette[:-1]) / 2
+    return palette, np.searchsorted(middles, weight.astype(np.float64)).astype(np.uint8)
+
+
+def _pack6(indices: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Six bits each, the lowest first, without gaps."""
+    bits = np.unpackbits(indices.reshape(-1, 1), axis=1, bitorder="little", count=6)
+    return np.packbits(bits.ravel(), bitorder="little")
+
+
+def _int8(weight: NDArray[np.float32], *, where: str) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """Codes −127 to 127 and one half-float scale per output channel."""
+    by_channel = [-1, *[1] * (weight.ndim - 1)]
+    largest = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
+    # A half float rounds by up to 2^-11; a scale that fell below largest/127 would cut the largest weight.
+    scales = _halves(np.maximum(largest / 127 * (1 + 2.0**-11), 2.0**-14), where=where)
+    codes = np.rint(weight.astype(np.float64) / scales.astype(np.float64).reshape(by_channel))
+    return np.clip(codes, -127, 127).astype(np.int8), scales
+
+
+def _halves(values: NDArray[Any], *, where: str) -> NDArray[np.float16]:
+    with np.errstate(over="ignore"):
+        halves = values.astype(np.float16)
+    if not np.isfinite(halves).all():
+        raise ModelError("a constant that half floats cannot hold", expected="at most 65504", where=f"layer {where!r}")
+    return halves
+
+
+def _bias_values(quantized: Quantized, node: Node) -> NDArray[np.float32]:
+    """The float32 nearest to a layer's bias."""
+    if node.name in quantized.floats:
+        return np.asarray(quantized.graph.biases[node.name].detach().cpu().numpy(), np.float32)
+    step = np.float64(quantized.activations[node.inputs[0]][0]) * quantized.weight_scales[node.name].astype(np.float64)
+    return np.asarray(quantized.biases[node.name] * step, np.float32)
+
+
+def _leaves_in_float(quantized: Quantized, node: Node) -> bool:
+    return node.name in quantized.floats and node.name in quantized.graph.outputs.values()
+
+
+def _is_read(graph: Graph, node: Node) -> bool:
+    return any(node.name in other.inputs for other in graph.nodes)
+
+
+def _standardisation(graph: Graph) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Factor and summand that standardize a picture: one number where the channels agree, and (1, 3, 1, 1) else."""
+    mean, std = np.array(graph.mean, np.float64), np.array(graph.std, np.float64)
+    if len(set(graph.mean)) == len(set(graph.std)) == 1:
+        return np.array(1.0 / std[0], np.float32), np.array(-mean[0] / std[0], np.float32)
+    return (1.0 / std).astype(np.float32).reshape(1, 3, 1, 1), (-mean / std).astype(np.float32).reshape(1, 3, 1, 1)
+
+
+def _label(graph: Graph, name: str) -> str:
+    """What a node's value is called: its name, unless an output bears it."""
+    return f"{name}_value" if name in graph.outputs else name
+
+
+def _serialize(program: Any, graph: Graph, float_input: bool, ios: int) -> tuple[Any, bytes]:
+    """A program as its protobuf and its weights."""
+    tools = _import("coremltools")
+    side = graph.input_px
+    if float_input:
+        described = tools.TensorType(name=INPUT, shape=(1, side, side, 3), dtype=np.float32)
+    else:
+        described = tools.ImageType(name=INPUT, shape=(1, 3, side, side), color_layout=tools.colorlayout.RGB)
+    made = tools.convert(
+        program,
+        source="milinternal",
+        convert_to="mlprogram",
+        inputs=[described],
+        minimum_deployment_target=_target(ios),
+        compute_precision=tools.precision.FLOAT32,  # adds no casts; the program's own types stand
+        pass_pipeline=tools.PassPipeline.EMPTY,
+        skip_model_load=True,
+    )
+    file = Path(made.weights_dir) / "weight.bin"
+    return made.get_spec(), file.read_bytes() if file.is_file() else b""
+
+
+def _save(path: Path, spec: Any, weights: bytes, *, checked: Callable[[Path], None]) -> None:
+    """Write a package aside, check it, and put it in place; the same content gives the same bytes."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        items = {
+            _MODEL: ("model.mlmodel", "CoreML Model Specification"),
+            _WEIGHTS: ("weights", "CoreML Model Weights"),
+        }
+        keys = {place: str(uuid.uuid5(uuid.NAMESPACE_URL, place)).upper() for place in items}
+        manifest = {
+            "fileFormatVersion": "1.0.0",
+            "itemInfoEntries": {
+                keys[place]: {"author": "com.apple.CoreML", "description": text, "name": name, "path": place}
+                for place, (name, text) in items.items()
+            },
+            "rootModelIdentifier": keys[_MODEL],
+        }
+        (aside / "Data" / _WEIGHTS).mkdir(parents=True)
+        (aside / "Data" / _MODEL).write_bytes(spec.SerializeToString(deterministic=True))
+        (aside / "Data" / _WEIGHTS / "weight.bin").write_bytes(weights)
+        (aside / "Manifest.json").write_text(json.dumps(manifest, indent=4, sort_keys=True), encoding="utf-8")
+        checked(aside)
+        if path.exists():
+            shutil.rmtree(path)
+        aside.replace(path)
+    except OSError as error:
+        raise output_error(error, where=path) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Value:
+    """The declared type of a value: its name, "fp32", "fp16", "int8", …, and its shape, 0 where a side is not fixed."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Literal:
+    """A constant written in place of a name."""
+
+    value: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """One operation of an ML program.
+
+    Attributes:
+        kind: Its type, such as "conv".
+        name: Its name, or that of its first result.
+        inputs: Parameter to what it is given: names of values, or a Literal.
+        outputs: What it makes.
+    """
+
+    kind: str
+    name: str
+    inputs: Mapping[str, tuple[str | Literal, ...]]
+    outputs: tuple[Value, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """A saved ML program, decoded.
+
+    Attributes:
+        path: Where it lies.
+        specification: Version of the format: 7 is iOS 16, 8 iOS 17, 9 iOS 18.
+        inputs: What the program takes.
+        picture: (width, height, colour order) of an image input; None for arrays.
+        operations: In execution order, constants left out.
+        constants: Name of a value to an array or a string.
+        outputs: Names of the values that leave, in order.
+        described: The outputs' names as the model describes them.
+    """
+
+    path: Path
+    specification: int
+    inputs: tuple[Value, ...]
+    picture: tuple[int, int, str] | None
+    operations: tuple[Operation, ...]
+    constants: Mapping[str, Any]
+    outputs: tuple[str, ...]
+    described: tuple[str, ...]
+
+    def constant(self, operation: Operation, parameter: str) -> Any:
+        """A parameter's constant value; None when it is absent or computed."""
+        given = operation.inputs.get(parameter)
+        if not given:
+            return None
+        values = [self.constants.get(one) if isinstance(one, str) else one.value for one in given]
+        return values[0] if len(values) == 1 else values
+
+    def producers(self) -> dict[str, Operation]:
+        """Name of a value to the operation that makes it."""
+        return {value.name: operation for operation in self.operations for value in operation.outputs}
+
+
+def read_package(path: Path) -> Package:
+    """Decode a package.
+
+    Raises:
+        ModelError: It is broken, or no ML program.
+        MissingToolError: coremltools is not installed.
+    """
+    spec = read_model(path)
+    if spec.WhichOneof("Type") != "mlProgram":
+        raise ModelError(
+            f"a model of type {spec.WhichOneof('Type')!r}",
+            expected="an ML program",
+            where=str(path),
+            do="Convert it again for iOS 15 or later",
+        )
+    try:
+        if "main" not in spec.mlProgram.functions:
+            raise ValueError("no function 'main'")
+        function = spec.mlProgram.functions["main"]
+        block = function.block_specializations[function.opset]
+        reader = _Reader(_model_file(path).parent, _proto("MIL_pb2").DataType)
+        constants = {
+            op.outputs[0].name: reader.value(op.attributes["val"]) for op in block.operations if op.type == "const"
+        }
+        operations = tuple(reader.operation(op) for op in block.operations if op.type != "const")
+        inputs = tuple(reader.typed(entry.name, entry.type) for entry in function.inputs)
+    except (KeyError, IndexError, OSError, struct.error, ValueError, TypeError) as error:
+        raise _broken(path, f"{type(error).__name__}: {error}") from error
+    return Package(
+        path=path,
+        specification=spec.specificationVersion,
+        inputs=inputs,
+        picture=_picture(spec.description.input[0]) if len(spec.description.input) == 1 else None,
+        operations=operations,
+        constants=constants,
+        outputs=tuple(block.outputs),
+        described=tuple(entry.name for entry in spec.description.output),
+    )
+
+
+def read_note(path: Path) -> dict[str, Any]:
+    """What edgeface wrote into a package; {} when it is none of ours."""
+    try:
+        note = json.loads(read_model(path).description.metadata.userDefined[NOTE])
+    except ValueError:
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
+def _picture(described: Any) -> tuple[int, int, str] | None:
+    if described.type.WhichOneof("Type") != "imageType":
+        return None
+    image = described.type.imageType
+    return int(image.width), int(image.height), str(image.ColorSpace.Name(image.colorSpace))
+
+
+_DTYPES: dict[str, tuple[str, Any]] = {
+    "FLOAT32": ("fp32", np.float32),
+    "FLOAT16": ("fp16", np.float16),
+    "INT32": ("int32", np.int32),
+    "INT16": ("int16", np.int16),
+    "INT8": ("int8", np.int8),
+    "UINT32": ("uint32", np.uint32),
+    "UINT16": ("uint16", np.uint16),
+    "UINT8": ("uint8", np.uint8),
+    "INT64": ("int64", np.int64),
+    "BOOL": ("bool", np.bool_),
+    "STRING": ("string", np.str_),
+}
+_BITS = {"UINT1": 1, "UINT2": 2, "UINT3": 3, "UINT4": 4, "UINT6": 6, "INT4": 4}
+_BLOB = struct.Struct("<IIQQ")  # sentinel, data type, size in bytes, offset of the data
+_SENTINEL = 0xDEADBEEF
+
+
+@dataclass
+class _Reader:
+    """Decodes the protobuf's values; `root` is the folder that "@model_path" stands for."""
+
+    root: Path
+    types: Any
+    blobs: dict[str, bytes] = field(default_factory=dict)
+
+    def typed(self, name: str, declared: Any) -> Value:
+        tensor = declared.tensorType
+        kind = self.types.Name(tensor.dataType)
+        return Value(
+            name=name,
+            dtype=_DTYPES[kind][0] if kind in _DTYPES else kind.lower(),
+            shape=tuple(int(side.constant.size) for side in tensor.dimensions),
+        )
+
+    def operation(self, op: Any) -> Operation:
+        inputs: dict[str, tuple[str | Literal, ...]] = {
+            key: tuple(
+                bound.name if bound.WhichOneof("binding") == "name" else Literal(self.value(bound.value))
+                for bound in argument.arguments
+            )
+            for key, argument in op.inputs.items()
+        }
+        name = op.outputs[0].name if op.outputs else op.type
+        for key, value in op.attributes.items():
+            if key == "name":
+                name = str(self.value(value))
+            else:
+                inputs[key] = (Literal(self.value(value)),)
+        outputs = tuple(self.typed(entry.name, entry.type) for entry in op.outputs)
+        return Operation(kind=op.type, name=name, inputs=inputs, outputs=outputs)
+
+    def value(self, stored: Any) -> Any:
+        if stored.type.WhichOneof("type") != "tensorType":
+            raise ValueError(f"a constant of type {stored.type.WhichOneof('type')!r}")
+        kind = self.types.Name(stored.type.tensorType.dataType)
+        shape = tuple(int(side.constant.size) for side in stored.type.tensorType.dimensions)
+        if stored.WhichOneof("value") == "blobFileValue":
+            return self._array(self._blob(stored.blobFileValue), kind, shape)
+        tensor = stored.immediateValue.tensor
+        held = tensor.WhichOneof("value")
+        if held is None:
+            return np.zeros(shape, _DTYPES[kind][1])
+        values = getattr(tensor, held).values
+        if held == "strings":
+            return str(values[0]) if not shape else list(values)
+        if held == "bytes":
+            return self._array(values, kind, shape)
+        return np.array(list(values), _DTYPES[kind][1]).reshape(shape)
+
+    def _array(self, raw: bytes, kind: str, shape: tuple[int, ...]) -> NDArray[Any]:
+        count = math.prod(shape)
+        if kind in _BITS:
+            return unpack_bits(raw, _BITS[kind], count, signed=kind.startswith("INT")).reshape(shape)
+        dtype = np.dtype(_DTYPES[kind][1])
+        if len(raw) < count * dtype.itemsize:
+            raise ValueError(f"{len(raw)} bytes for {count} values of {kind}")
+        return np.frombuffer(raw, dtype, count).reshape(shape)
+
+    def _blob(self, place: Any) -> bytes:
+        name = place.fileName.replace("@model_path", str(self.root))
+        if name not in self.blobs:
+            self.blobs[name] = Path(name).read_bytes()
+        content = self.blobs[name]
+        sentinel, _, size, offset = _BLOB.unpack_from(content, place.offset)
+        if sentinel != _SENTINEL or offset + size > len(content):
+            raise ValueError(f"{Path(name).name} ends, or holds something else, at byte {place.offset}")
+        return content[offset : offset + size]
+
+
+def unpack_bits(raw: bytes, bits: int, count: int, *, signed: bool) -> NDArray[Any]:
+    """Integers of fewer than eight bits, the lowest bit first, without gaps.
+
+    Raises:
+        ValueError: There are fewer.
+    """
+    if len(raw) * 8 < bits * count:
+        raise ValueError(f"{len(raw)} bytes for {count} values of {bits} bits")
+    held = np.unpackbits(np.frombuffer(raw, np.uint8), bitorder="little", count=bits * count).reshape(count, bits)
+    values = (held.astype(np.int16) << np.arange(bits, dtype=np.int16)).sum(axis=1)
+    if signed:
+        values = np.where(values >= 1 << (bits - 1), values - (1 << bits), values)
+    return np.asarray(values, np.int8 if signed else np.uint8)
+
+
+def check_w8a8(path: Path, quantized: Quantized, *, float_input: bool = False, ios: int = IOS) -> None:
+    """Compare a package with the grid it claims to carry, operation by operation and constant by constant.
+
+    Raises:
+        ModelError: Naming the layer that differs.
+    """
+    package = read_package(path)
+    graph = quantized.graph
+    _check_contract(package, graph, float_input=float_input, half=False, ios=ios)
+    checker = _Checker(package=package, quantized=quantized, producers=package.producers())
+    checker.codes(INPUT, _front_value(package, graph, float_input=float_input, half=False))
+    for node in graph.nodes:
+        checker.node(node)
+    for output, name in graph.outputs.items():
+        made = _before_reshape(checker.producers, graph, output)
+        if quantized.is_float(output):
+            identity = _made(checker.producers, made, "identity", where=output)
+            if identity.inputs["x"] != (_label(graph, name),):
+                raise _differs(output, f"the value {identity.inputs['x'][0]!r}", f"that of {name!r}")
+        else:
+            checker.dequantized(made, name, where=output)
+
+
+def check_float(path: Path, graph: Graph, *, precision: str, float_input: bool = False, ios: int = IOS) -> None:
+    """Compare an fp16, w8 or p6 package with the graph it was made from.
+
+    Raises:
+        ModelError: Naming the layer that differs.
+    """
+    package = read_package(path)
+    _check_contract(package, graph, float_input=float_input, half=True, ios=ios)
+    front = _front_value(package, graph, float_input=float_input, half=True)
+    producers = package.producers()
+    for node in graph.nodes:
+        read = [front if name == INPUT else _label(graph, name) for name in node.inputs]
+        operation = _computing(package, producers, graph, node)
+        _check_reads(producers, operation, node, read)
+        if node.op not in LAYERS:
+            continue
+        weight = graph.weights[node.name].detach().cpu().numpy()
+        found = _stored_weight(package, operation, producers, precision, where=node.name)
+        _check_equal(found, _float_weight(weight, precision, where=node.name), what="weight", where=node.name)
+        bias = _halves(graph.biases[node.name].detach().cpu().numpy(), where=node.name)
+        _check_equal(package.constant(operation, "bias"), bias, what="bias", where=node.name)
+    for output, name in graph.outputs.items():
+        made = _before_reshape(producers, graph, output)
+        if _made(producers, made, "cast", where=output).inputs["x"] != (_label(graph, name),):
+            raise _differs(output, "the value of another layer", f"that of {name!r}")
+
+
+def _float_weight(weight: NDArray[np.float32], precision: str, *, where: str) -> NDArray[np.float16]:
+    """The half floats that a layer computes with."""
+    if precision == "w8":
+        codes, scales = _int8(weight, where=where)
+        by_channel = scales.astype(np.float32).reshape(-1, *[1] * (weight.ndim - 1))
+        return (codes.astype(np.float32) * by_channel).astype(np.float16)
+    halves = _halves(weight, where=where)
+    if precision == "p6":
+        palette, indices = palettise(halves)
+        return palette[indices]
+    return halves
+
+
+def _stored_weight(
+    package: Package, layer: Operation, producers: Mapping[str, Operation], precision: str, *, where: str
+) -> Any:
+    """A layer's weights as the file holds them, which must be the way of its precision."""
+    if precision == "fp16":
+        return package.constant(layer, "weight")
+    given = layer.inputs["weight"][0]
+    made = producers.get(given) if isinstance(given, str) else None
+    kinds = {
+        "w8": ("constexpr_affine_dequantize", "constexpr_blockwise_shift_scale"),
+        "p6": ("constexpr_lut_to_dense",),
+    }[precision]
+    if made is None or made.kind not in kinds:
+        raise _differs(where, f"weights from {made.kind if made else 'a constant'}", f"from {' or '.join(kinds)}")
+    return constant_expression(package, made)
+
+
+def constant_expression(package: Package, operation: Operation) -> NDArray[Any]:
+    """The array that a constexpr_* operation stands for, in its declared type.
+
+    Raises:
+        UnsupportedError: Another operation, or a form of one that is not written here.
+    """
+    dtype = np.float16 if operation.outputs[0].dtype == "fp16" else np.float32
+
+    def given(parameter: str) -> Any:
+        return package.constant(operation, parameter)
+
+    match operation.kind:
+        case "constexpr_affine_dequantize":
+            codes, axis = given("quantized_data"), int(given("axis"))
+            by_axis = [-1 if place == axis % codes.ndim else 1 for place in range(codes.ndim)]
+            scale, zero = (np.asarray(given(key), np.float32) for key in ("scale", "zero_point"))
+            scale, zero = (v.reshape(by_axis) if v.ndim else v for v in (scale, zero))
+            return np.asarray((codes.astype(np.float32) - zero) * scale, dtype)
+        case "constexpr_blockwise_shift_scale":
+            codes = given("data")
+            values = codes.astype(np.float32)
+            if given("offset") is not None:
+                values = values - _blocks(given("offset"), codes.shape)
+            return np.asarray(values * _blocks(given("scale"), codes.shape), dtype)
+        case "constexpr_lut_to_dense" if given("shape") is not None:
+            palette, shape = given("lut"), [int(side) for side in given("shape")]
+            bits = int(palette.size - 1).bit_length()
+            indices = unpack_bits(given("indices").tobytes(), bits, math.prod(shape), signed=False)
+            return np.asarray(palette.reshape(-1)[indices].reshape(shape))
+        case "constexpr_lut_to_dense":
+            palette, indices = given("lut"), given("indices")
+            if palette.size == palette.shape[-2]:  # one palette of single values
+                return np.asarray(palette.reshape(-1)[indices])
+        case "constexpr_cast":
+            return np.asarray(given("source_val"), np.float32)
+    raise UnsupportedError(
+        f"operation {operation.kind!r} of layer {operation.name!r}",
+        expected="weights as int8 with scales, or one palette per tensor",
+        where=str(package.path),
+        do="Run it on a Mac: --runtime coreml",
+    )
+
+
+def _blocks(values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    spread = values.astype(np.float32)
+    for axis, side in enumerate(shape):
+        spread = np.repeat(spread, side // spread.shape[axis], axis=axis)
+    return spread
+
+
+def _differs(where: str, found: str, expected: str) -> ModelError:
+    return ModelError(
+        found, expected=expected, where=f"layer {where!r} of the Core ML file", do="Build it again, or report it"
+    )
+
+
+def _made(producers: Mapping[str, Operation], value: str, kind: str, *, where: str) -> Operation:
+    """The operation that makes a value, which must be of a kind."""
+    operation = producers.get(value)
+    if operation is None or operation.kind != kind:
+        found = "nothing" if operation is None else f"{operation.kind} {operation.name!r}"
+        raise _differs(where, f"{found} makes {value!r}", f"a {kind}")
+    return operation
+
+
+def _before_reshape(producers: Mapping[str, Operation], graph: Graph, output: str) -> str:
+    """An output's value in the shape of its node."""
+    if graph.output_shape(output) == graph.node(graph.outputs[output]).shape:
+        return output
+    return str(_made(producers, output, "reshape", where=output).inputs["x"][0])
+
+
+def _check_equal(found: Any, expected: NDArray[Any], *, what: str, where: str) -> None:
+    if found is None:
+        raise _differs(where, f"a {what} that is no constant", "a constant")
+    array = np.asarray(found)
+    if array.dtype != expected.dtype or array.shape != expected.shape:
+        raise _differs(where, f"{what} {array.dtype} {array.shape}", f"{expected.dtype} {expected.shape}")
+    if not np.array_equal(array, expected):
+        raise _differs(where, f"another {what}", "that of the network")
+
+
+def _check_contract(package: Package, graph: Graph, *, float_input: bool, half: bool, ios: int) -> None:
+    """Input, outputs, version, and operations that nobody asked for."""
+    side = graph.input_px
+    if package.specification != _SPECIFICATION[ios]:
+        raise _differs(INPUT, f"specification version {package.specification}", f"{_SPECIFICATION[ios]} (iOS {ios})")
+    shape = (1, side, side, 3) if float_input else (1, 3, side, side)
+    if package.inputs != (Value(name=INPUT, dtype="fp32", shape=shape),):
+        raise _differs(INPUT, f"inputs {package.inputs}", f"one, {INPUT!r}, float32 {shape}")
+    picture = None if float_input else (side, side, "RGB")
+    if package.picture != picture:
+        raise _differs(INPUT, f"picture {package.picture}", f"{picture}")
+    turned = [op.name for op in package.operations if op.kind == "transpose"]
+    if len(turned) != int(float_input):
+        raise _differs(turned[-1] if turned else INPUT, f"{len(turned)} transposes", f"{int(float_input)}")
+    for names in (package.outputs, package.described):
+        if set(names) != set(graph.outputs):
+            odd = sorted(set(names) ^ set(graph.outputs))[0]
+            raise _differs(odd, f"outputs {sorted(names)}", f"{sorted(graph.outputs)}")
+    producers = package.producers()
+    for output in graph.outputs:
+        expected = Value(name=output, dtype="fp32", shape=(1, *graph.output_shape(output)))
+        made = [value for value in producers[output].outputs if value.name == output]
+        if made != [expected]:
+            raise _differs(output, f"{made}", f"{expected}")
+    wanted = {_KINDS[node.op] for node in graph.nodes} | {"relu", "split", "reshape", "mul", "add", "transpose"}
+    wanted |= {"cast"} if half else {"quantize", "dequantize", "identity"}
+    for op in package.operations:
+        if op.kind not in wanted and not op.kind.startswith("constexpr_"):
+            raise _differs(op.name, f"operation {op.kind!r}", f"one of {', '.join(sorted(wanted))}")
+    for kind in ("conv", "linear"):
+        found = sum(op.kind == kind for op in package.operations)
+        layers = [node.name for node in graph.nodes if _KINDS[node.op] == kind]
+        if found != len(layers):
+            raise _differs(layers[-1] if layers else INPUT, f"{found} operations {kind!r}", f"{len(layers)}")
+
+
+def _front_value(package: Package, graph: Graph, *, float_input: bool, half: bool) -> str:
+    """The name of the standardized map, its arithmetic compared."""
+    producers = package.producers()
+    if float_input:
+        turned = _made(producers, f"{INPUT}_planes", "transpose", where=INPUT)
+        if [int(axis) for axis in package.constant(turned, "perm")] != [0, 3, 1, 2] or turned.inputs["x"] != (INPUT,):
+            raise _differs(INPUT, "another transpose", "(0, 3, 1, 2) of the input")
+        return f"{INPUT}_half" if half else f"{INPUT}_planes"
+    exact = lossless_grid(graph) is not None
+    scale, bias = _standardisation(graph)
+    dtype = np.float16 if half and exact else np.float32
+    scaled = _made(producers, f"{INPUT}_scaled", "mul", where=INPUT)
+    biased = _made(producers, f"{INPUT}_standardized", "add", where=INPUT)
+    first = f"{INPUT}_half" if half and exact else INPUT
+    if scaled.inputs["x"] != (first,) or biased.inputs["x"] != (f"{INPUT}_scaled",):
+        raise _differs(INPUT, "standardized from another value", "from the picture")
+    _check_equal(package.constant(scaled, "y"), scale.astype(dtype), what="scale", where=INPUT)
+    _check_equal(package.constant(biased, "y"), bias.astype(dtype), what="bias", where=INPUT)
+    return f"{INPUT}_half" if half and not exact else f"{INPUT}_standardized"
+
+
+def _computing(package: Package, producers: Mapping[str, Operation], graph: Graph, node: Node) -> Operation:
+    """The operation of a node without its ReLU, its geometry compared."""
+    value = _label(graph, node.name)
+    if node.relu:
+        value = str(_made(producers, value, "relu", where=node.name).inputs["x"][0])
+    operation = _made(producers, value, _KINDS[node.op], where=node.name)
+    geometry: dict[str, tuple[int, ...]] = {"axes": (2, 3)} if node.op == "mean" else {}
+    if node.op == "conv2d":
+        geometry = {"strides": node.stride, "pad": node.padding, "dilations": (1, 1), "groups": (1,)}
+        if package.constant(operation, "pad_type") != "custom":
+            raise _differs(node.name, f"padding {package.constant(operation, 'pad_type')!r}", "'custom'")
+    elif node.op == "max_pool":
+        geometry = {"kernel_sizes": node.kernel, "strides": node.stride}
+    for parameter, expected in geometry.items():
+        found = tuple(int(number) for number in np.asarray(package.constant(operation, parameter)).reshape(-1))
+        if found != tuple(expected):
+            raise _differs(node.name, f"{parameter} {found}", f"{tuple(expected)}")
+    return operation
+
+
+def _check_reads(producers: Mapping[str, Operation], operation: Operation, node: Node, expected: Sequence[str]) -> None:
+    found = [operation.inputs[key][0] for key in ("x", "y") if key in operation.inputs]
+    if node.op == "mfm":
+        halves = _made(producers, str(found[0]), "split", where=node.name)
+        if [value.name for value in halves.outputs] != found:
+            raise _differs(node.name, f"a maximum of {found}", "of two halves")
+        found = [halves.inputs["x"][0]]
+    if found != list(expected):
+        raise _differs(node.name, f"reads {found}", f"{list(expected)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Checker:
+    package: Package
+    quantized: Quantized
+    producers: Mapping[str, Operation]
+
+    def codes(self, name: str, read: str) -> None:
+        """`NAME_codes` is `read`, quantized to the grid of `name`."""
+        operation = _made(self.producers, f"{name}_codes", "quantize", where=name)
+        if operation.inputs["input"] != (read,):
+            raise _differs(name, f"quantizes {operation.inputs['input'][0]!r}", f"{read!r}")
+        self._grid(operation, name, where=name)
+
+    def dequantized(self, value: str, name: str, *, where: str) -> None:
+        """`value` is the codes of `name`, dequantized."""
+        operation = _made(self.producers, value, "dequantize", where=where)
+        if operation.inputs["input"] != (f"{name}_codes",):
+            raise _differs(where, f"dequantizes {operation.inputs['input'][0]!r}", f"'{name}_codes'")
+        self._grid(operation, name, where=where)
+
+    def _grid(self, operation: Operation, name: str, *, where: str) -> None:
+        scale, zero_point = self.quantized.activations[name]
+        for what, expected in (("scale", np.float32(scale)), ("zero_point", np.int8(zero_point))):
+            found = self.package.constant(operation, what)
+            _check_equal(found, np.asarray(expected), what=what.replace("_", " "), where=where)
+
+    def node(self, node: Node) -> None:
+        graph = self.quantized.graph
+        if node.op == "flatten":
+            row = _made(self.producers, f"{node.name}_codes", "reshape", where=node.name)
+            if row.inputs["x"] != (f"{node.inputs[0]}_codes",):
+                raise _differs(node.name, f"reads {row.inputs['x'][0]!r}", f"'{node.inputs[0]}_codes'")
+            return
+        operation = _computing(self.package, self.producers, graph, node)
+        _check_reads(self.producers, operation, node, [f"{name}_real" for name in node.inputs])
+        for name in node.inputs:
+            self.dequantized(f"{name}_real", name, where=node.name)
+        if node.op in LAYERS:
+            self._constants(operation, node)
+        if not _leaves_in_float(self.quantized, node) or _is_read(graph, node):
+            self.codes(node.name, _label(graph, node.name))
+
+    def _constants(self, operation: Operation, node: Node) -> None:
+        where = node.name
+        bias = self.package.constant(operation, "bias")
+        _check_equal(bias, _bias_values(self.quantized, node), what="bias", where=where)
+        if where in self.quantized.floats:
+            weight = self.quantized.graph.weights[where].detach().cpu().numpy().astype(np.float32)
+            _check_equal(self.package.constant(operation, "weight"), weight, what="weight", where=where)
+            return
+        given = operation.inputs["weight"][0]
+        made = self.producers.get(given) if isinstance(given, str) else None
+        parameters = {
+            "constexpr_affine_dequantize": ("quantized_data", "zero_point"),
+            "constexpr_blockwise_shift_scale": ("data", "offset"),
+        }
+        if made is None or made.kind not in parameters:
+            raise _differs(where, "weights that are no int8 with scales", "int8 with scales")
+        data, shift = parameters[made.kind]
+        _check_equal(self.package.constant(made, data), self.quantized.weights[where], what="weight", where=where)
+        scales = np.asarray(self.package.constant(made, "scale")).reshape(-1)
+        _check_equal(scales, self.quantized.weight_scales[where], what="weight scale", where=where)
+        if np.any(self.package.constant(made, shift) or 0):
+            raise _differs(where, "weights with a zero point", "symmetric weights")
+
+
+def macs(path: Path) -> int:
+    """Multiply-accumulates of one picture, in the convolutions and linear layers of a package."""
+    return count_macs(read_package(path))
+
+
+def count_macs(package: Package) -> int:
+    """As `macs`, of a package that is already read."""
+    producers = package.producers()
+    total = 0
+    for operation in package.operations:
+        if operation.kind not in ("conv", "linear"):
+            continue
+        given = operation.inputs["weight"][0]
+        if isinstance(given, str) and given in producers:
+            size = math.prod(producers[given].outputs[0].shape)
+        else:
+            size = np.size(package.constant(operation, "weight"))
+        made = operation.outputs[0].shape
+        total += size * math.prod(made[2:] if operation.kind == "conv" else made[:-1])
+    return total
+
+
+def minimal_spec(package: Package) -> ModelSpec:
+    """What can be known of a foreign file: the outputs that are named after a task and have its size."""
+    producers = package.producers()
+    found = []
+    for name in sorted(package.outputs):
+        task = TASKS.get(name)
+        shape = next((v.shape for v in producers[name].outputs if v.name == name), ()) if name in producers else ()
+        # Landmarks are offsets from a mean shape that only a manifest tells.
+        if task is None or task.kind is Kind.LANDMARKS or math.prod(shape) != math.prod(task.output_shape):
+            continue
+        found.append(OutputSpec(name=name, task=name, shape=task.output_shape, classes=task.classes))
+    side = package.picture[0] if package.picture else 0
+    return ModelSpec(name=package.path.stem, input_px=side, outputs=tuple(found))
+
+
+def observed_precision(package: Package) -> str:
+    """The precision a package's operations show."""
+    kinds = {operation.kind for operation in package.operations}
+    if "quantize" in kinds:
+        return "w8a8"
+    if "constexpr_lut_to_dense" in kinds:
+        return "p6"
+    if kinds & {"constexpr_affine_dequantize", "constexpr_blockwise_shift_scale"}:
+        return "w8"
+    made = {value.dtype for operation in package.operations for value in operation.outputs}
+    return "fp16" if "fp16" in made else "fp32"
+
+
+def require_outputs(spec: ModelSpec, package: Package) -> None:
+    """Refuse a package that lacks an output of its spec.
+
+    Raises:
+        ModelError: Naming what is missing.
+    """
+    missing = [output.name for output in spec.outputs if output.name not in package.outputs]
+    if missing:
+        raise ModelError(
+            f"outputs {sorted(package.outputs)}",
+            expected=f"{missing} among them",
+            where=str(package.path),
+            do="Build it again",
+        )
+
+
+def require_pictures(package: Package, spec: ModelSpec, batch: NDArray[np.uint8]) -> None:
+    """Refuse a batch, or a package, that is not about colour pictures of the spec's side.
+
+    Raises:
+        ModelError: The batch is not (B, H, W, 3) uint8.
+        UnsupportedError: The package takes something else.
+    """
+    side = spec.input_px
+    if batch.dtype != np.uint8 or batch.shape[1:] != (side, side, 3):
+        raise ModelError(
+            f"pictures {batch.dtype} {batch.shape}", expected=f"uint8 (B, {side}, {side}, 3)", where=str(package.path)
+        )
+    if package.picture not in ((side, side, "RGB"), (side, side, "BGR")) or len(package.inputs) != 1:
+        raise UnsupportedError(
+            f"inputs {package.inputs}, picture {package.picture}",
+            expected=f"one picture of {side} px: how a picture becomes other numbers is not written in the file",
+            where=str(package.path),
+            do="It can still be timed: edgeface bench",
+        )
+
+
+class CoremlRunner:
+    """A package in Core ML itself, one picture at a time; macOS only.
+
+    Args:
+        path: The .mlpackage.
+        spec: Its input and outputs; None takes the outputs that are named after a task and have its size.
+        runtime: "coreml".
+        precision: What its manifest calls it; "" reads it off the operations.
+        threads: Not used: Core ML chooses.
+
+    Raises:
+        MissingToolError: This is no Mac.
+    """
+
+    def __init__(self, path: Path, *, spec: ModelSpec | None, runtime: str, precision: str, threads: int) -> None:
+        _require_mac(path)
+        self.path = path
+        self.runtime = runtime
+        self.threads = threads
+        self._package = read_package(path)
+        self.spec = spec or minimal_spec(self._package)
+        self.precision = precision or observed_precision(self._package)
+        require_outputs(self.spec, self._package)
+        with _quiet():
+            self._model: Any = _import("coremltools").models.MLModel(str(path))
+
+    @property
+    def size_bytes(self) -> int:
+        return artifacts.size_bytes(self.path)
+
+    @property
+    def macs(self) -> int | None:
+        return count_macs(self._package)
+
+    @property
+    def grids(self) -> Grids:
+        """Empty: outputs leave in float."""
+        return {}
+
+    def run(self, batch: NDArray[np.uint8]) -> Outputs:
+        """See evaluate.Runner.run."""
+        require_pictures(self._package, self.spec, batch)
+        name = self._package.inputs[0].name
+        rows = [self._model.predict({name: _image(picture)}) for picture in batch]
+        return {
+            output.name: np.array([row[output.name] for row in rows], np.float32).reshape(len(batch), *output.shape)
+            for output in self.spec.outputs
+        }
+
+    def prepare(self, seed: int) -> Callable[[], None]:
+        """See TimedRunner.prepare."""
+        side = self.spec.input_px
+        picture = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+        given = {self._package.inputs[0].name: _image(picture)}
+
+        def once() -> None:
+            self._model.predict(given)
+
+        return once
+
+
+def _require_mac(path: Path) -> None:
+    platform = str(sys.platform)
+    if platform != "darwin":
+        raise MissingToolError(
+            f"Core ML does not exist on {platform!r}",
+            expected="macOS",
+            where=f"--runtime coreml for {path}",
+            do="Run this line on a Mac, or take --runtime mil: edgeface's own executor",
+        )
+
+
+def _image(picture: NDArray[np.uint8]) -> Any:
+    from PIL import Image
+
+    return Image.fromarray(picture)
 
 
 def read_model(path: Path) -> Any:
@@ -46,7 +1182,7 @@ def _model_file(path: Path) -> Path:
     try:
         manifest = json.loads((path / "Manifest.json").read_text(encoding="utf-8"))
         inside = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
-        file = path / "Data" / inside
+        file: Path = path / "Data" / inside
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _broken(path, f"Manifest.json names no model ({type(error).__name__}: {error})") from error
     if not file.resolve().is_relative_to(path.resolve()):
@@ -64,7 +1200,7 @@ def _proto(name: str) -> Any:
         return _import(f"coremltools.proto.{name}")
     spec = importlib.util.find_spec("coremltools")
     if spec is None or not spec.submodule_search_locations:
-        raise _missing("it is not installed")
+        raise _missing("coremltools is not installed")
     if _PROTO not in sys.modules:
         package = types.ModuleType(_PROTO)
         package.__path__ = [str(Path(spec.submodule_search_locations[0]) / "proto")]
@@ -76,17 +1212,50 @@ def _proto(name: str) -> Any:
 _PROTO = "_edgeface_coreml_proto"
 
 
+def _target(ios: int) -> Any:
+    return getattr(_import("coremltools").target, f"iOS{ios}")
+
+
 def _import(name: str) -> Any:
+    """A module without types, or the error that says how to get it."""
     try:
+        if name.startswith("coremltools") and "coremltools" not in sys.modules:
+            with silenced(), _hidden(_UNUSED):
+                importlib.import_module("coremltools")
         return importlib.import_module(name)
     except ImportError as error:
-        raise _missing(str(error)) from error
+        raise _missing(f"{name.split('.')[0]} cannot be imported ({error})") from error
 
 
-def _missing(reason: str) -> MissingToolError:
-    return MissingToolError(
-        f"coremltools cannot be imported ({reason})",
-        expected="the Core ML tool-kit",
-        where="target ios",
-        do="pip install 'edgeface[ios]'",
-    )
+def _missing(found: str) -> MissingToolError:
+    return MissingToolError(found, expected="the ios tool-kit", where="target ios", do="pip install 'edgeface[ios]'")
+
+
+@contextlib.contextmanager
+def _hidden(names: Sequence[str]) -> Iterator[None]:
+    """Let modules that are not loaded yet look absent."""
+    absent = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # None is how Python marks them
+    try:
+        yield
+    finally:
+        for name in absent:
+            sys.modules.pop(name, None)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep coremltools silent, and turn its failure into a ModelError that ends with its last words."""
+    with silenced() as written:
+        try:
+            yield
+        except EdgefaceError:
+            raise
+        except Exception as error:
+            tail = written()[-800:]
+            raise ModelError(
+                f"coremltools failed: {type(error).__name__}: {error}",
+                expected="a network it can convert",
+                where="the Core ML conversion",
+                do=f"Its last words: {tail}" if tail else "",
+            ) from error
