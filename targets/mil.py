@@ -9,15 +9,15 @@ only as stored constants. Sums of products and of values (conv, linear, matmul, 
 functions are computed in float64 and rounded to float32 once. Float32 implementations differ in the order of their sums
 and nothing else, and this is the value that all of them approximate.
 
-Arithmetic "fp16": the operands and the result of every operation are rounded to half floats, integers stay integers, and
-sums are accumulated in float32. A phone may compute so; which operations do, and in what their sums are held, is for
-the device to choose, so this shows an order of magnitude and promises nothing.
+Arithmetic "fp16": the operands and the result of every operation are rounded to half floats, integers stay integers,
+and sums are accumulated in float32. A phone may compute so; which operations do, and in what their sums are held, is
+for the device to choose, so this shows an order of magnitude and promises nothing.
 
 quantize and dequantize are MIL's, in float32 with ties to even as its own evaluation rounds them:
 quantized = clip(round(input/scale) + zero_point), unquantized = scale·(input − zero_point).
 
-A batch of B pictures goes through the program at once, B standing where the file says 1 in front. Where an operation would
-mix pictures then (`_separate`), they go through one by one.
+A batch of B pictures goes through the program at once, B standing where the file says 1 in front. Where an operation
+would mix pictures then (`_separate`), they go through one by one.
 
 Sources:
     coremltools 9.0: converters/mil/mil/ops/defs/iOS15 … iOS18 (what operations compute; "same" padding in _utils.py),
@@ -341,12 +341,18 @@ class _Decoder:
 
 
 def _unpacked(raw: bytes, bits: int, count: int, *, signed: bool) -> NDArray[Any]:
-    """Integers of fewer than eight bits, the lowest bit first, without gaps."""
+    """Integers of at most eight bits, the lowest bit first, without gaps.
+
+    Raises:
+        ValueError: There are fewer.
+    """
+    if len(raw) * 8 < bits * count:
+        raise ValueError(f"{len(raw)} bytes for {count} values of {bits} bits")
     held = np.unpackbits(np.frombuffer(raw, np.uint8), bitorder="little", count=bits * count).reshape(count, bits)
-    values = (held.astype(np.int16) << np.arange(bits, dtype=np.int16)).sum(axis=1)
+    values: NDArray[np.int64] = (held.astype(np.int64) << np.arange(bits)).sum(axis=1)
     if signed:
-        return np.where(values >= 1 << (bits - 1), values - (1 << bits), values).astype(np.int8)
-    return values.astype(np.uint8)
+        values = np.where(values >= 1 << (bits - 1), values - (1 << bits), values)
+    return values.astype(np.int8 if signed else np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -450,13 +456,11 @@ def _pool_windows(call: _Call, x: Tensor) -> tuple[list[int], list[int], list[tu
 def _max_pool(call: _Call) -> Tensor:
     x = call.tensor("x")
     kernel, strides, pads = _pool_windows(call, x)
-    ceil = call.flag("ceil_mode")
-    if ceil:  # MIL allows symmetric padding only, and means torch's
-        made: Tensor = _MAX_POOL[len(kernel)](
-            x, kernel, strides, padding=[before for before, _ in pads], ceil_mode=True
-        )
-        return made
-    made = _MAX_POOL[len(kernel)](_padded(x, pads, -math.inf), kernel, strides)
+    pool = _MAX_POOL[len(kernel)]
+    if call.flag("ceil_mode"):  # MIL allows symmetric padding only, and means torch's
+        made: Tensor = pool(x, kernel, strides, padding=[before for before, _ in pads], ceil_mode=True)
+    else:
+        made = pool(_padded(x, pads, -math.inf), kernel, strides)
     return made
 
 
@@ -708,7 +712,8 @@ def _blockwise(given: Mapping[str, Any]) -> NDArray[Any]:
     values = codes.astype(np.float32)
     if "offset" in given:
         values = values - _spread(given["offset"].astype(np.float32), codes.shape)
-    return (values * _spread(scale.astype(np.float32), codes.shape)).astype(scale.dtype)
+    values = values * _spread(scale.astype(np.float32), codes.shape)
+    return np.asarray(values, scale.dtype)
 
 
 def _spread(blocks: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
@@ -764,7 +769,7 @@ def _separate(kind: str, given: Mapping[str, Any], ranks: Mapping[str, int], res
 
     def spreads(name: str) -> bool:
         """A constant that broadcasts over the leading axis."""
-        return given[name].ndim < result_rank or given[name].shape[0] == 1
+        return bool(given[name].ndim < result_rank or given[name].shape[0] == 1)
 
     rank = next(iter(ranks.values()))
     if kind in _POINTWISE:
