@@ -8,12 +8,22 @@ builder and written through an empty pass pipeline, so that nothing moves a quan
 fp16, w8 and p6 compute in half floats: the weights are half floats, int8 with one half-float scale per output channel,
 or 6-bit indices into 64 half floats per tensor.
 
-The w8a8 file holds QAT's own constants. A node's integers are `NODE_codes` (quantize, int8), its real values as others
-read them `NODE_real` (dequantize); weights are int8 with one float32 scale per output channel, biases float32 on their
-int32 grid. All of it is declared float32, because scales carry 16 significant bits and half floats have 11: in half
-floats the file would be another network. Executed in float32 it computes the family "coreml" of quantize/rounding.py.
-On a device, as Apple documents it, the Neural Engine computes half floats only, so this file runs on the CPU or GPU;
-what half floats would make of it the runtime "mil-fp16" estimates. None of it has been run on a device.
+In the w8a8 file every tensor is in steps of its own scale, so that dequantize and quantize move zero points and no more:
+
+    NODE_steps = q_x − z_x                                            dequantize, scale 1
+    NODE       = Σ (q_x − z_x)·(q_w·M[c]) + q_b·M[c]                   int8 weights with the scale M[c] = s_x·s_w[c]/s_y
+    NODE_codes = clamp(round_half_even(NODE) + z_y)                   quantize, scale 1
+
+It is the network of quantize/grid.py; true scales stand only where an output leaves, and around a layer left in float.
+Written with true scales everywhere, a sum is rounded to a real value and that again by s_y, and up to 1.3 % of the
+outputs land on another step than the fake-quant student's. Here acc meets M once, as in XNNPACK's rule, and everything
+between two layers is a whole number of at most 255, which half floats hold as well.
+
+All of it is declared float32. A program's constants are of the type it computes in, and half floats, of 11 significant
+bits, would change M and the biases: the file would be another network, off by a step in some percent of its
+activations. The price: Core ML gives the Neural Engine half-float operations only, so this file runs on the CPU or GPU,
+and the fp16, w8 and p6 files are those for the Neural Engine. What half floats would make of it, the runtime "mil-fp16"
+estimates. None of it has been run on a device.
 """
 
 from __future__ import annotations
@@ -47,6 +57,7 @@ from edgeface.specs import ModelSpec, OutputSpec
 from edgeface.tasks import TASKS, Kind
 from quantize.graph import INPUT, Graph, Node
 from quantize.grid import Quantized, require_input_grid
+from quantize.rounding import Steps
 from targets import artifacts
 from targets.program import lossless_grid
 from targets.protocol import Grids
@@ -59,6 +70,7 @@ PALETTE = 64  # values of a p6 tensor
 _MODEL = "com.apple.CoreML/model.mlmodel"
 _WEIGHTS = "com.apple.CoreML/weights"
 _SPECIFICATION = {16: 7, 17: 8, 18: 9}  # iOS version to the least format that it reads
+_PICTURE_SHIFT = np.float32(-128.0)
 _KINDS = {
     "conv2d": "conv",
     "linear": "linear",
@@ -130,7 +142,7 @@ class _Writer:
 
     Attributes:
         values: INPUT and node name to its float value; of a w8a8 program to its int8 codes.
-        reals: The same names to their dequantized values.
+        dequantized: What a dequantized value is called, to it.
     """
 
     graph: Graph
@@ -138,7 +150,7 @@ class _Writer:
     precision: str
     ios: int
     values: dict[str, Any] = field(default_factory=dict)
-    reals: dict[str, Any] = field(default_factory=dict)
+    dequantized: dict[str, Any] = field(default_factory=dict)
 
     def program(self, *, float_input: bool) -> Any:
         mil = _import("coremltools.converters.mil.mil")
@@ -149,7 +161,7 @@ class _Writer:
         inputs = {INPUT: self.mb.placeholder(shape, dtype=mil.types.fp32)}
         with mil.Function(inputs, opset_version=_target(self.ios)) as function:
             front = self._front(function.inputs[INPUT], float_input=float_input)
-            self.values[INPUT] = front if self.quantized is None else self._codes(INPUT, front)
+            self.values[INPUT] = front if self.quantized is None else self._codes(INPUT, front, real=float_input)
             leaving: dict[str, Any] = {}
             for node in self.graph.nodes:
                 self.values[node.name] = self._node(node, leaving)
@@ -161,60 +173,62 @@ class _Writer:
 
     def _front(self, image: Any, *, float_input: bool) -> Any:
         """From the picture to a standardized map, channels first."""
-        x, half = image, self.quantized is None
+        x = image
         if float_input:
             x = self.mb.transpose(x=x, perm=(0, 3, 1, 2), name=f"{INPUT}_planes")
+        if self.quantized is not None:
+            # The picture's codes are pixel − 128.
+            return x if float_input else self.mb.add(x=x, y=_PICTURE_SHIFT, name=f"{INPUT}_standardized")
         exact = lossless_grid(self.graph) is not None
         # Bytes, and bytes over a power of two and shifted, are exact in half floats; other statistics want more bits.
-        if half and (exact or float_input):
+        if exact or float_input:
             x = self.mb.cast(x=x, dtype="fp16", name=f"{INPUT}_half")
         if not float_input:
             scale, bias = _standardisation(self.graph)
-            dtype = np.float16 if half and exact else np.float32
+            dtype = np.float16 if exact else np.float32
             x = self.mb.mul(x=x, y=scale.astype(dtype), name=f"{INPUT}_scaled")
             x = self.mb.add(x=x, y=bias.astype(dtype), name=f"{INPUT}_standardized")
-            if half and not exact:
+            if not exact:
                 x = self.mb.cast(x=x, dtype="fp16", name=f"{INPUT}_half")
         return x
 
-    def _codes(self, name: str, value: Any) -> Any:
+    def _codes(self, name: str, value: Any, *, real: bool) -> Any:
+        """A value on its grid; `real` says that it is in real units rather than in steps."""
         assert self.quantized is not None
         scale, zero_point = self.quantized.activations[name]
         return self.mb.quantize(
             input=value,
-            scale=np.float32(scale),
+            scale=np.float32(scale if real else 1.0),
             zero_point=np.int8(zero_point),
             output_dtype="int8",
             name=f"{name}_codes",
         )
 
-    def _dequantized(self, name: str, *, label: str) -> Any:
+    def _dequantized(self, name: str, *, label: str, real: bool) -> Any:
         assert self.quantized is not None
-        scale, zero_point = self.quantized.activations[name]
-        return self.mb.dequantize(
-            input=self.values[name], scale=np.float32(scale), zero_point=np.int8(zero_point), name=label
-        )
-
-    def _read(self, name: str) -> Any:
-        """A node's values as another node reads them: a float."""
-        if self.quantized is None:
-            return self.values[name]
-        if name not in self.reals:
-            self.reals[name] = self._dequantized(name, label=f"{name}_real")
-        return self.reals[name]
+        if label not in self.dequantized:
+            scale, zero_point = self.quantized.activations[name]
+            self.dequantized[label] = self.mb.dequantize(
+                input=self.values[name],
+                scale=np.float32(scale if real else 1.0),
+                zero_point=np.int8(zero_point),
+                name=label,
+            )
+        return self.dequantized[label]
 
     def _node(self, node: Node, leaving: dict[str, Any]) -> Any:
-        if self.quantized is not None and node.op == "flatten":
+        if self.quantized is None:
+            return self._float_node(node, [self.values[name] for name in node.inputs])
+        if node.op == "flatten":
             # Integers are put in a row as they are.
             return self.mb.reshape(x=self.values[node.inputs[0]], shape=(1, *node.shape), name=f"{node.name}_codes")
-        value = self._float_node(node, [self._read(name) for name in node.inputs])
-        if self.quantized is None:
-            return value
+        real = node.name in self.quantized.floats
+        inputs = [self._dequantized(name, label=_read_label(name, real=real), real=real) for name in node.inputs]
+        value = self._float_node(node, inputs)
         if _leaves_in_float(self.quantized, node):
             leaving[node.name] = value
-            if not _is_read(self.graph, node):
-                return value
-        return self._codes(node.name, value)
+            return value
+        return self._codes(node.name, value, real=real)
 
     def _float_node(self, node: Node, inputs: Sequence[Any]) -> Any:
         own = _label(self.graph, node.name)
@@ -238,8 +252,17 @@ class _Writer:
             case "mfm":
                 halves = self.mb.split(x=x, num_splits=2, axis=1, name=f"{node.name}_halves")
                 y = self.mb.maximum(x=halves[0], y=halves[1], name=last)
+            case "add" if self.quantized is not None:
+                terms = [
+                    self.mb.mul(x=term, y=ratio, name=f"{node.name}_term{place}")
+                    for place, (term, ratio) in enumerate(zip(inputs, add_ratios(self.quantized, node), strict=True))
+                ]
+                y = self.mb.add(x=terms[0], y=terms[1], name=last)
             case "add":
                 y = self.mb.add(x=x, y=inputs[1], name=last)
+            case "mean" if self.quantized is not None:
+                total = self.mb.reduce_sum(x=x, axes=(2, 3), keep_dims=False, name=f"{node.name}_total")
+                y = self.mb.mul(x=total, y=multiplier(self.quantized, node), name=last)
             case "mean":
                 y = self.mb.reduce_mean(x=x, axes=(2, 3), keep_dims=False, name=last)
             case "flatten":
@@ -257,7 +280,7 @@ class _Writer:
         if self.quantized is not None:
             if node.name in self.quantized.floats:
                 return weight.astype(np.float32)
-            return self._scaled(self.quantized.weights[node.name], self.quantized.weight_scales[node.name], name)
+            return self._scaled(self.quantized.weights[node.name], multiplier(self.quantized, node), name)
         if self.precision == "w8":
             return self._scaled(*_int8(weight, where=node.name), name)
         if self.precision == "p6":
@@ -291,7 +314,7 @@ class _Writer:
         if leaves is not None:
             value = self.mb.identity(x=leaves, name=label)
         elif self.quantized is not None:
-            value = self._dequantized(name, label=label)
+            value = self._dequantized(name, label=label, real=True)
         else:
             value = self.mb.cast(x=self.values[name], dtype="fp32", name=label)
         return value if shape == own else self.mb.reshape(x=value, shape=shape, name=output)
@@ -307,16 +330,17 @@ def palettise(weight: NDArray[np.float16]) -> tuple[NDArray[np.float16], NDArray
         The palette, (64,) in rising order, and each weight's index, of the weight's shape.
 
     Source:
-        Lloyd's algorithm in one dimension, from evenly spaced quantiles; nothing is drawn at random.
+        Lloyd's algorithm in one dimension from Panter and Dite's spacing (1951); nothing is drawn at random.
     """
     values = np.sort(weight.astype(np.float64).ravel())
     if len(distinct := np.unique(values)) <= PALETTE:
         centres = np.concatenate([distinct, np.full(PALETTE - len(distinct), distinct[-1])])
     else:
         sums = np.concatenate([[0.0], np.cumsum(values)])
-        centres = np.unique(np.quantile(values, (np.arange(PALETTE) + 0.5) / PALETTE))
-        centres = np.concatenate([centres, np.linspace(values[0], values[-1], PALETTE - len(centres) + 2)[1:-1]])
-        centres.sort()
+        # Spaced as the cube root of the density asks for: where a fine quantizer's mean square error is least.
+        counts, edges = np.histogram(values, bins=16 * PALETTE)
+        shares = np.concatenate([[0.0], np.cumsum(np.cbrt(counts))])
+        centres = np.interp((np.arange(PALETTE) + 0.5) / PALETTE * shares[-1], shares, edges)
         for _ in range(100):
             edges = np.searchsorted(values, (centres[1:] + centres[:-1]) / 2)
             bounds = np.concatenate([[0], edges, [len(values)]])
@@ -354,20 +378,44 @@ def _halves(values: NDArray[Any], *, where: str) -> NDArray[np.float16]:
     return halves
 
 
+def multiplier(quantized: Quantized, node: Node) -> NDArray[np.float32]:
+    """M of quantize/grid.py, each operation rounded to float32: (out,) of a layer, () of a mean."""
+    graph, source = quantized.graph, node.inputs[0]
+    scales, count = np.ones((), np.float32), 1
+    if node.op == "mean":
+        count = math.prod((graph.input_px,) * 2 if source == INPUT else graph.node(source).shape[1:])
+    else:
+        scales = quantized.weight_scales[node.name]
+    steps = Steps(
+        source=quantized.activations[source][0],
+        weights=scales,
+        count=count,
+        result=quantized.activations[node.name][0],
+    )
+    return np.asarray(steps.narrow(), np.float32)
+
+
+def add_ratios(quantized: Quantized, node: Node) -> tuple[np.float32, np.float32]:
+    """What a step of each operand of an add is worth in steps of the sum."""
+    first, second, result = (np.float32(quantized.activations[name][0]) for name in (*node.inputs, node.name))
+    return np.float32(first / result), np.float32(second / result)
+
+
 def _bias_values(quantized: Quantized, node: Node) -> NDArray[np.float32]:
-    """The float32 nearest to a layer's bias."""
+    """A layer's bias as the file holds it: q_b·M[c], rounded once, or real for a layer left in float."""
     if node.name in quantized.floats:
         return np.asarray(quantized.graph.biases[node.name].detach().cpu().numpy(), np.float32)
-    step = np.float64(quantized.activations[node.inputs[0]][0]) * quantized.weight_scales[node.name].astype(np.float64)
-    return np.asarray(quantized.biases[node.name] * step, np.float32)
+    exact = quantized.biases[node.name].astype(np.float64) * multiplier(quantized, node).astype(np.float64)
+    return np.asarray(exact, np.float32)
+
+
+def _read_label(name: str, *, real: bool) -> str:
+    """What the dequantized value of a node is called: in real units, or in steps of its own."""
+    return f"{name}_real" if real else f"{name}_steps"
 
 
 def _leaves_in_float(quantized: Quantized, node: Node) -> bool:
     return node.name in quantized.floats and node.name in quantized.graph.outputs.values()
-
-
-def _is_read(graph: Graph, node: Node) -> bool:
-    return any(node.name in other.inputs for other in graph.nodes)
 
 
 def _standardisation(graph: Graph) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -678,7 +726,7 @@ def check_w8a8(path: Path, quantized: Quantized, *, float_input: bool = False, i
     graph = quantized.graph
     _check_contract(package, graph, float_input=float_input, half=False, ios=ios)
     checker = _Checker(package=package, quantized=quantized, producers=package.producers())
-    checker.codes(INPUT, _front_value(package, graph, float_input=float_input, half=False))
+    checker.codes(INPUT, checker.front(float_input=float_input), real=float_input)
     for node in graph.nodes:
         checker.node(node)
     for output, name in graph.outputs.items():
@@ -688,7 +736,8 @@ def check_w8a8(path: Path, quantized: Quantized, *, float_input: bool = False, i
             if identity.inputs["x"] != (_label(graph, name),):
                 raise _differs(output, f"the value {identity.inputs['x'][0]!r}", f"that of {name!r}")
         else:
-            checker.dequantized(made, name, where=output)
+            checker.dequantized(made, name, where=output, real=True)
+    checker.nothing_else()
 
 
 def check_float(path: Path, graph: Graph, *, precision: str, float_input: bool = False, ios: int = IOS) -> None:
@@ -699,7 +748,7 @@ def check_float(path: Path, graph: Graph, *, precision: str, float_input: bool =
     """
     package = read_package(path)
     _check_contract(package, graph, float_input=float_input, half=True, ios=ios)
-    front = _front_value(package, graph, float_input=float_input, half=True)
+    front = _front_value(package, graph, float_input=float_input)
     producers = package.producers()
     for node in graph.nodes:
         read = [front if name == INPUT else _label(graph, name) for name in node.inputs]
@@ -855,7 +904,7 @@ def _check_contract(package: Package, graph: Graph, *, float_input: bool, half: 
         if made != [expected]:
             raise _differs(output, f"{made}", f"{expected}")
     wanted = {_KINDS[node.op] for node in graph.nodes} | {"relu", "split", "reshape", "mul", "add", "transpose"}
-    wanted |= {"cast"} if half else {"quantize", "dequantize", "identity"}
+    wanted |= {"cast"} if half else {"quantize", "dequantize", "identity", "reduce_sum"}
     for op in package.operations:
         if op.kind not in wanted and not op.kind.startswith("constexpr_"):
             raise _differs(op.name, f"operation {op.kind!r}", f"one of {', '.join(sorted(wanted))}")
@@ -866,25 +915,38 @@ def _check_contract(package: Package, graph: Graph, *, float_input: bool, half: 
             raise _differs(layers[-1] if layers else INPUT, f"{found} operations {kind!r}", f"{len(layers)}")
 
 
-def _front_value(package: Package, graph: Graph, *, float_input: bool, half: bool) -> str:
-    """The name of the standardized map, its arithmetic compared."""
+def _check_turned(package: Package, producers: Mapping[str, Operation]) -> str:
+    """The name of the input, channels first."""
+    turned = _made(producers, f"{INPUT}_planes", "transpose", where=INPUT)
+    if [int(axis) for axis in package.constant(turned, "perm")] != [0, 3, 1, 2] or turned.inputs["x"] != (INPUT,):
+        raise _differs(INPUT, "another transpose", "(0, 3, 1, 2) of the input")
+    return f"{INPUT}_planes"
+
+
+def _check_cast(producers: Mapping[str, Operation], read: str) -> None:
+    cast = _made(producers, f"{INPUT}_half", "cast", where=INPUT)
+    if cast.inputs["x"] != (read,):
+        raise _differs(INPUT, f"a cast of {cast.inputs['x'][0]!r}", f"of {read!r}")
+
+
+def _front_value(package: Package, graph: Graph, *, float_input: bool) -> str:
+    """The name of the standardized map in half floats, its arithmetic compared."""
     producers = package.producers()
     if float_input:
-        turned = _made(producers, f"{INPUT}_planes", "transpose", where=INPUT)
-        if [int(axis) for axis in package.constant(turned, "perm")] != [0, 3, 1, 2] or turned.inputs["x"] != (INPUT,):
-            raise _differs(INPUT, "another transpose", "(0, 3, 1, 2) of the input")
-        return f"{INPUT}_half" if half else f"{INPUT}_planes"
+        _check_cast(producers, _check_turned(package, producers))
+        return f"{INPUT}_half"
     exact = lossless_grid(graph) is not None
     scale, bias = _standardisation(graph)
-    dtype = np.float16 if half and exact else np.float32
+    _check_cast(producers, INPUT if exact else f"{INPUT}_standardized")
+    dtype = np.float16 if exact else np.float32
     scaled = _made(producers, f"{INPUT}_scaled", "mul", where=INPUT)
     biased = _made(producers, f"{INPUT}_standardized", "add", where=INPUT)
-    first = f"{INPUT}_half" if half and exact else INPUT
+    first = f"{INPUT}_half" if exact else INPUT
     if scaled.inputs["x"] != (first,) or biased.inputs["x"] != (f"{INPUT}_scaled",):
         raise _differs(INPUT, "standardized from another value", "from the picture")
     _check_equal(package.constant(scaled, "y"), scale.astype(dtype), what="scale", where=INPUT)
     _check_equal(package.constant(biased, "y"), bias.astype(dtype), what="bias", where=INPUT)
-    return f"{INPUT}_half" if half and not exact else f"{INPUT}_standardized"
+    return f"{INPUT}_standardized" if exact else f"{INPUT}_half"
 
 
 def _computing(package: Package, producers: Mapping[str, Operation], graph: Graph, node: Node) -> Operation:
