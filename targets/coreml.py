@@ -8,7 +8,7 @@ builder and written through an empty pass pipeline, so that nothing moves a quan
 fp16, w8 and p6 compute in half floats: the weights are half floats, int8 with one half-float scale per output channel,
 or 6-bit indices into 64 half floats per tensor.
 
-In the w8a8 file every tensor is in steps of its own scale, so that dequantize and quantize move zero points and no more:
+In the w8a8 file every tensor is in steps of its own scale, so that dequantize and quantize only move zero points:
 
     NODE_steps = q_x − z_x                                            dequantize, scale 1
     NODE       = Σ (q_x − z_x)·(q_w·M[c]) + q_b·M[c]                   int8 weights with the scale M[c] = s_x·s_w[c]/s_y
@@ -66,6 +66,7 @@ from targets.silence import silenced
 NOTE = "edgeface"  # key of the user-defined metadata
 LAYERS = ("conv2d", "linear")
 PALETTE = 64  # values of a p6 tensor
+_LEAST_PALETTE = 1024  # weights; of fewer a palette saves next to nothing
 
 _MODEL = "com.apple.CoreML/model.mlmodel"
 _WEIGHTS = "com.apple.CoreML/weights"
@@ -283,7 +284,7 @@ class _Writer:
             return self._scaled(self.quantized.weights[node.name], multiplier(self.quantized, node), name)
         if self.precision == "w8":
             return self._scaled(*_int8(weight, where=node.name), name)
-        if self.precision == "p6":
+        if self.precision == "p6" and _is_palettised(weight):
             return self._palettised(weight, where=node.name, name=name)
         return _halves(weight, where=node.name)
 
@@ -352,6 +353,10 @@ def palettise(weight: NDArray[np.float16]) -> tuple[NDArray[np.float16], NDArray
     palette = np.sort(centres.astype(np.float16))
     middles = (palette[1:].astype(np.float64) + palette[:-1]) / 2
     return palette, np.searchsorted(middles, weight.astype(np.float64)).astype(np.uint8)
+
+
+def _is_palettised(weight: NDArray[np.float32]) -> bool:
+    return weight.size >= _LEAST_PALETTE
 
 
 def _pack6(indices: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -722,22 +727,7 @@ def check_w8a8(path: Path, quantized: Quantized, *, float_input: bool = False, i
     Raises:
         ModelError: Naming the layer that differs.
     """
-    package = read_package(path)
-    graph = quantized.graph
-    _check_contract(package, graph, float_input=float_input, half=False, ios=ios)
-    checker = _Checker(package=package, quantized=quantized, producers=package.producers())
-    checker.codes(INPUT, checker.front(float_input=float_input), real=float_input)
-    for node in graph.nodes:
-        checker.node(node)
-    for output, name in graph.outputs.items():
-        made = _before_reshape(checker.producers, graph, output)
-        if quantized.is_float(output):
-            identity = _made(checker.producers, made, "identity", where=output)
-            if identity.inputs["x"] != (_label(graph, name),):
-                raise _differs(output, f"the value {identity.inputs['x'][0]!r}", f"that of {name!r}")
-        else:
-            checker.dequantized(made, name, where=output, real=True)
-    checker.nothing_else()
+    _Checker(read_package(path), quantized.graph, quantized, precision="w8a8").all(float_input=float_input, ios=ios)
 
 
 def check_float(path: Path, graph: Graph, *, precision: str, float_input: bool = False, ios: int = IOS) -> None:
@@ -746,55 +736,7 @@ def check_float(path: Path, graph: Graph, *, precision: str, float_input: bool =
     Raises:
         ModelError: Naming the layer that differs.
     """
-    package = read_package(path)
-    _check_contract(package, graph, float_input=float_input, half=True, ios=ios)
-    front = _front_value(package, graph, float_input=float_input)
-    producers = package.producers()
-    for node in graph.nodes:
-        read = [front if name == INPUT else _label(graph, name) for name in node.inputs]
-        operation = _computing(package, producers, graph, node)
-        _check_reads(producers, operation, node, read)
-        if node.op not in LAYERS:
-            continue
-        weight = graph.weights[node.name].detach().cpu().numpy()
-        found = _stored_weight(package, operation, producers, precision, where=node.name)
-        _check_equal(found, _float_weight(weight, precision, where=node.name), what="weight", where=node.name)
-        bias = _halves(graph.biases[node.name].detach().cpu().numpy(), where=node.name)
-        _check_equal(package.constant(operation, "bias"), bias, what="bias", where=node.name)
-    for output, name in graph.outputs.items():
-        made = _before_reshape(producers, graph, output)
-        if _made(producers, made, "cast", where=output).inputs["x"] != (_label(graph, name),):
-            raise _differs(output, "the value of another layer", f"that of {name!r}")
-
-
-def _float_weight(weight: NDArray[np.float32], precision: str, *, where: str) -> NDArray[np.float16]:
-    """The half floats that a layer computes with."""
-    if precision == "w8":
-        codes, scales = _int8(weight, where=where)
-        by_channel = scales.astype(np.float32).reshape(-1, *[1] * (weight.ndim - 1))
-        return (codes.astype(np.float32) * by_channel).astype(np.float16)
-    halves = _halves(weight, where=where)
-    if precision == "p6":
-        palette, indices = palettise(halves)
-        return palette[indices]
-    return halves
-
-
-def _stored_weight(
-    package: Package, layer: Operation, producers: Mapping[str, Operation], precision: str, *, where: str
-) -> Any:
-    """A layer's weights as the file holds them, which must be the way of its precision."""
-    if precision == "fp16":
-        return package.constant(layer, "weight")
-    given = layer.inputs["weight"][0]
-    made = producers.get(given) if isinstance(given, str) else None
-    kinds = {
-        "w8": ("constexpr_affine_dequantize", "constexpr_blockwise_shift_scale"),
-        "p6": ("constexpr_lut_to_dense",),
-    }[precision]
-    if made is None or made.kind not in kinds:
-        raise _differs(where, f"weights from {made.kind if made else 'a constant'}", f"from {' or '.join(kinds)}")
-    return constant_expression(package, made)
+    _Checker(read_package(path), graph, None, precision=precision).all(float_input=float_input, ios=ios)
 
 
 def constant_expression(package: Package, operation: Operation) -> NDArray[Any]:
@@ -853,197 +795,259 @@ def _differs(where: str, found: str, expected: str) -> ModelError:
     )
 
 
-def _made(producers: Mapping[str, Operation], value: str, kind: str, *, where: str) -> Operation:
-    """The operation that makes a value, which must be of a kind."""
-    operation = producers.get(value)
-    if operation is None or operation.kind != kind:
-        found = "nothing" if operation is None else f"{operation.kind} {operation.name!r}"
-        raise _differs(where, f"{found} makes {value!r}", f"a {kind}")
-    return operation
-
-
-def _before_reshape(producers: Mapping[str, Operation], graph: Graph, output: str) -> str:
-    """An output's value in the shape of its node."""
-    if graph.output_shape(output) == graph.node(graph.outputs[output]).shape:
-        return output
-    return str(_made(producers, output, "reshape", where=output).inputs["x"][0])
-
-
-def _check_equal(found: Any, expected: NDArray[Any], *, what: str, where: str) -> None:
-    if found is None:
-        raise _differs(where, f"a {what} that is no constant", "a constant")
-    array = np.asarray(found)
-    if array.dtype != expected.dtype or array.shape != expected.shape:
-        raise _differs(where, f"{what} {array.dtype} {array.shape}", f"{expected.dtype} {expected.shape}")
-    if not np.array_equal(array, expected):
-        raise _differs(where, f"another {what}", "that of the network")
-
-
-def _check_contract(package: Package, graph: Graph, *, float_input: bool, half: bool, ios: int) -> None:
-    """Input, outputs, version, and operations that nobody asked for."""
-    side = graph.input_px
-    if package.specification != _SPECIFICATION[ios]:
-        raise _differs(INPUT, f"specification version {package.specification}", f"{_SPECIFICATION[ios]} (iOS {ios})")
-    shape = (1, side, side, 3) if float_input else (1, 3, side, side)
-    if package.inputs != (Value(name=INPUT, dtype="fp32", shape=shape),):
-        raise _differs(INPUT, f"inputs {package.inputs}", f"one, {INPUT!r}, float32 {shape}")
-    picture = None if float_input else (side, side, "RGB")
-    if package.picture != picture:
-        raise _differs(INPUT, f"picture {package.picture}", f"{picture}")
-    turned = [op.name for op in package.operations if op.kind == "transpose"]
-    if len(turned) != int(float_input):
-        raise _differs(turned[-1] if turned else INPUT, f"{len(turned)} transposes", f"{int(float_input)}")
-    for names in (package.outputs, package.described):
-        if set(names) != set(graph.outputs):
-            odd = sorted(set(names) ^ set(graph.outputs))[0]
-            raise _differs(odd, f"outputs {sorted(names)}", f"{sorted(graph.outputs)}")
-    producers = package.producers()
-    for output in graph.outputs:
-        expected = Value(name=output, dtype="fp32", shape=(1, *graph.output_shape(output)))
-        made = [value for value in producers[output].outputs if value.name == output]
-        if made != [expected]:
-            raise _differs(output, f"{made}", f"{expected}")
-    wanted = {_KINDS[node.op] for node in graph.nodes} | {"relu", "split", "reshape", "mul", "add", "transpose"}
-    wanted |= {"cast"} if half else {"quantize", "dequantize", "identity", "reduce_sum"}
-    for op in package.operations:
-        if op.kind not in wanted and not op.kind.startswith("constexpr_"):
-            raise _differs(op.name, f"operation {op.kind!r}", f"one of {', '.join(sorted(wanted))}")
-    for kind in ("conv", "linear"):
-        found = sum(op.kind == kind for op in package.operations)
-        layers = [node.name for node in graph.nodes if _KINDS[node.op] == kind]
-        if found != len(layers):
-            raise _differs(layers[-1] if layers else INPUT, f"{found} operations {kind!r}", f"{len(layers)}")
-
-
-def _check_turned(package: Package, producers: Mapping[str, Operation]) -> str:
-    """The name of the input, channels first."""
-    turned = _made(producers, f"{INPUT}_planes", "transpose", where=INPUT)
-    if [int(axis) for axis in package.constant(turned, "perm")] != [0, 3, 1, 2] or turned.inputs["x"] != (INPUT,):
-        raise _differs(INPUT, "another transpose", "(0, 3, 1, 2) of the input")
-    return f"{INPUT}_planes"
-
-
-def _check_cast(producers: Mapping[str, Operation], read: str) -> None:
-    cast = _made(producers, f"{INPUT}_half", "cast", where=INPUT)
-    if cast.inputs["x"] != (read,):
-        raise _differs(INPUT, f"a cast of {cast.inputs['x'][0]!r}", f"of {read!r}")
-
-
-def _front_value(package: Package, graph: Graph, *, float_input: bool) -> str:
-    """The name of the standardized map in half floats, its arithmetic compared."""
-    producers = package.producers()
-    if float_input:
-        _check_cast(producers, _check_turned(package, producers))
-        return f"{INPUT}_half"
-    exact = lossless_grid(graph) is not None
-    scale, bias = _standardisation(graph)
-    _check_cast(producers, INPUT if exact else f"{INPUT}_standardized")
-    dtype = np.float16 if exact else np.float32
-    scaled = _made(producers, f"{INPUT}_scaled", "mul", where=INPUT)
-    biased = _made(producers, f"{INPUT}_standardized", "add", where=INPUT)
-    first = f"{INPUT}_half" if exact else INPUT
-    if scaled.inputs["x"] != (first,) or biased.inputs["x"] != (f"{INPUT}_scaled",):
-        raise _differs(INPUT, "standardized from another value", "from the picture")
-    _check_equal(package.constant(scaled, "y"), scale.astype(dtype), what="scale", where=INPUT)
-    _check_equal(package.constant(biased, "y"), bias.astype(dtype), what="bias", where=INPUT)
-    return f"{INPUT}_standardized" if exact else f"{INPUT}_half"
-
-
-def _computing(package: Package, producers: Mapping[str, Operation], graph: Graph, node: Node) -> Operation:
-    """The operation of a node without its ReLU, its geometry compared."""
-    value = _label(graph, node.name)
-    if node.relu:
-        value = str(_made(producers, value, "relu", where=node.name).inputs["x"][0])
-    operation = _made(producers, value, _KINDS[node.op], where=node.name)
-    geometry: dict[str, tuple[int, ...]] = {"axes": (2, 3)} if node.op == "mean" else {}
-    if node.op == "conv2d":
-        geometry = {"strides": node.stride, "pad": node.padding, "dilations": (1, 1), "groups": (1,)}
-        if package.constant(operation, "pad_type") != "custom":
-            raise _differs(node.name, f"padding {package.constant(operation, 'pad_type')!r}", "'custom'")
-    elif node.op == "max_pool":
-        geometry = {"kernel_sizes": node.kernel, "strides": node.stride}
-    for parameter, expected in geometry.items():
-        found = tuple(int(number) for number in np.asarray(package.constant(operation, parameter)).reshape(-1))
-        if found != tuple(expected):
-            raise _differs(node.name, f"{parameter} {found}", f"{tuple(expected)}")
-    return operation
-
-
-def _check_reads(producers: Mapping[str, Operation], operation: Operation, node: Node, expected: Sequence[str]) -> None:
-    found = [operation.inputs[key][0] for key in ("x", "y") if key in operation.inputs]
-    if node.op == "mfm":
-        halves = _made(producers, str(found[0]), "split", where=node.name)
-        if [value.name for value in halves.outputs] != found:
-            raise _differs(node.name, f"a maximum of {found}", "of two halves")
-        found = [halves.inputs["x"][0]]
-    if found != list(expected):
-        raise _differs(node.name, f"reads {found}", f"{list(expected)}")
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Checker:
-    package: Package
-    quantized: Quantized
-    producers: Mapping[str, Operation]
+    """Walks a package along a graph, from the outputs' and layers' names, and accounts for every operation."""
 
-    def codes(self, name: str, read: str) -> None:
-        """`NAME_codes` is `read`, quantized to the grid of `name`."""
-        operation = _made(self.producers, f"{name}_codes", "quantize", where=name)
-        if operation.inputs["input"] != (read,):
-            raise _differs(name, f"quantizes {operation.inputs['input'][0]!r}", f"{read!r}")
-        self._grid(operation, name, where=name)
+    def __init__(self, package: Package, graph: Graph, quantized: Quantized | None, *, precision: str) -> None:
+        self.package, self.graph, self.quantized, self.precision = package, graph, quantized, precision
+        self.producers = package.producers()
+        self.visited: set[str] = set()
 
-    def dequantized(self, value: str, name: str, *, where: str) -> None:
-        """`value` is the codes of `name`, dequantized."""
-        operation = _made(self.producers, value, "dequantize", where=where)
-        if operation.inputs["input"] != (f"{name}_codes",):
-            raise _differs(where, f"dequantizes {operation.inputs['input'][0]!r}", f"'{name}_codes'")
-        self._grid(operation, name, where=where)
+    def all(self, *, float_input: bool, ios: int) -> None:
+        self.contract(float_input=float_input, ios=ios)
+        front = self.front(float_input=float_input)
+        if self.quantized is not None:
+            self.codes(INPUT, front, real=float_input)
+        for node in self.graph.nodes:
+            self.node(node, front)
+        for output, name in self.graph.outputs.items():
+            self.output(output, name, front)
+        for operation in self.package.operations:
+            if operation.outputs[0].name not in self.visited:
+                found = f"{operation.kind} {operation.name!r}, which belongs to no layer"
+                raise _differs(operation.outputs[0].name, found, "no such operation")
 
-    def _grid(self, operation: Operation, name: str, *, where: str) -> None:
+    def contract(self, *, float_input: bool, ios: int) -> None:
+        """Version, input and outputs."""
+        package, side = self.package, self.graph.input_px
+        if package.specification != _SPECIFICATION[ios]:
+            found = f"specification version {package.specification}"
+            raise _differs(INPUT, found, f"{_SPECIFICATION[ios]} (iOS {ios})")
+        shape = (1, side, side, 3) if float_input else (1, 3, side, side)
+        if package.inputs != (Value(name=INPUT, dtype="fp32", shape=shape),):
+            raise _differs(INPUT, f"inputs {package.inputs}", f"one, {INPUT!r}, float32 {shape}")
+        picture = None if float_input else (side, side, "RGB")
+        if package.picture != picture:
+            raise _differs(INPUT, f"picture {package.picture}", f"{picture}")
+        for names in (package.outputs, package.described):
+            if set(names) != set(self.graph.outputs):
+                odd = sorted(set(names) ^ set(self.graph.outputs))[0]
+                raise _differs(odd, f"outputs {sorted(names)}", f"{sorted(self.graph.outputs)}")
+
+    def made(self, value: str, kind: str, reads: Sequence[str], *, where: str, **constants: Any) -> Operation:
+        """The operation that makes a value: of a kind, with these operands and parameters and no others.
+
+        Args:
+            value: What it makes, alone or first.
+            kind: Its type.
+            reads: Values it reads, in order.
+            where: The layer that an error names.
+            constants: Parameter to its constant; None for one that is compared elsewhere.
+        """
+        operation = self.producers.get(value)
+        if operation is None or operation.kind != kind:
+            found = "nothing" if operation is None else f"{operation.kind} {operation.name!r}"
+            raise _differs(where, f"{found} makes {value!r}", f"a {kind}")
+        self.visited.add(operation.outputs[0].name)
+        operands = [one for key in ("input", "x", "y") for one in operation.inputs.get(key, ())]
+        found_reads = [one for one in operands if isinstance(one, str) and one not in self.package.constants]
+        if found_reads != list(reads):
+            raise _differs(where, f"{kind} {value!r} reads {found_reads}", f"{list(reads)}")
+        odd = set(operation.inputs) - set(constants) - {"input", "x", "y"}
+        if odd:
+            raise _differs(where, f"{kind} {value!r} with {', '.join(sorted(odd))}", "without")
+        for parameter, expected in constants.items():
+            if expected is not None:
+                self.equal(operation, parameter, np.asarray(expected), where=where)
+        wanted = self.dtype(value, kind)
+        if any(made.dtype != wanted for made in operation.outputs):
+            raise _differs(where, f"{kind} {value!r} in {operation.outputs[0].dtype}", wanted)
+        return operation
+
+    def dtype(self, value: str, kind: str) -> str:
+        """What an operation of this kind has to compute in."""
+        if self.quantized is not None:
+            return "int8" if kind == "quantize" or (kind == "reshape" and value.endswith("_codes")) else "fp32"
+        in_full = value in self.package.outputs or value == f"{INPUT}_planes"
+        before = value in (f"{INPUT}_scaled", f"{INPUT}_standardized") and lossless_grid(self.graph) is None
+        leads = any(value == f"{output}_row" for output in self.graph.outputs)
+        return "fp32" if in_full or before or leads else "fp16"
+
+    def equal(self, operation: Operation, parameter: str, expected: NDArray[Any], *, where: str) -> None:
+        found = self.package.constant(operation, parameter)
+        what = parameter.replace("_", " ")
+        if found is None:
+            raise _differs(where, f"a {what} of {operation.kind} that is no constant", "a constant")
+        if expected.dtype.kind in "UOb" or np.asarray(found).dtype.kind in "UOb":
+            same = np.asarray(found).reshape(-1).tolist() == expected.reshape(-1).tolist()
+        elif expected.dtype == np.int64:  # sides, axes and the like, of which any width will do
+            same = np.array_equal(np.asarray(found).reshape(-1), expected.reshape(-1))
+        else:
+            array = np.asarray(found)
+            same = array.dtype == expected.dtype and array.size == expected.size
+            same = same and np.array_equal(array.reshape(expected.shape), expected)
+        if not same:
+            raise _differs(where, f"{what} {_brief(found)}", _brief(expected))
+
+    def front(self, *, float_input: bool) -> str:
+        """The name of the standardized map, channels first."""
+        planes = f"{INPUT}_planes"
+        if float_input:
+            self.made(planes, "transpose", [INPUT], where=INPUT, perm=[0, 3, 1, 2])
+            if self.quantized is not None:
+                return planes
+            self.made(f"{INPUT}_half", "cast", [planes], where=INPUT, dtype="fp16")
+            return f"{INPUT}_half"
+        standardized = f"{INPUT}_standardized"
+        if self.quantized is not None:
+            self.made(standardized, "add", [INPUT], where=INPUT, y=_PICTURE_SHIFT)
+            return standardized
+        exact = lossless_grid(self.graph) is not None
+        scale, bias = (values.astype(np.float16 if exact else np.float32) for values in _standardisation(self.graph))
+        first = f"{INPUT}_half" if exact else INPUT
+        self.made(f"{INPUT}_scaled", "mul", [first], where=INPUT, y=scale)
+        self.made(standardized, "add", [f"{INPUT}_scaled"], where=INPUT, y=bias)
+        self.made(f"{INPUT}_half", "cast", [INPUT if exact else standardized], where=INPUT, dtype="fp16")
+        return standardized if exact else f"{INPUT}_half"
+
+    def grid(self, name: str, *, real: bool) -> dict[str, Any]:
+        assert self.quantized is not None
         scale, zero_point = self.quantized.activations[name]
-        for what, expected in (("scale", np.float32(scale)), ("zero_point", np.int8(zero_point))):
-            found = self.package.constant(operation, what)
-            _check_equal(found, np.asarray(expected), what=what.replace("_", " "), where=where)
+        return {"scale": np.float32(scale if real else 1.0), "zero_point": np.int8(zero_point)}
 
-    def node(self, node: Node) -> None:
-        graph = self.quantized.graph
+    def codes(self, name: str, read: str, *, real: bool) -> None:
+        self.made(f"{name}_codes", "quantize", [read], where=name, output_dtype="int8", **self.grid(name, real=real))
+
+    def node(self, node: Node, front: str) -> None:
+        quantized, name = self.quantized, node.name
+        if quantized is None:
+            self.computed(node, [front if read == INPUT else _label(self.graph, read) for read in node.inputs])
+            return
         if node.op == "flatten":
-            row = _made(self.producers, f"{node.name}_codes", "reshape", where=node.name)
-            if row.inputs["x"] != (f"{node.inputs[0]}_codes",):
-                raise _differs(node.name, f"reads {row.inputs['x'][0]!r}", f"'{node.inputs[0]}_codes'")
+            row = [f"{node.inputs[0]}_codes"]
+            self.made(f"{name}_codes", "reshape", row, where=name, shape=[1, *node.shape])
             return
-        operation = _computing(self.package, self.producers, graph, node)
-        _check_reads(self.producers, operation, node, [f"{name}_real" for name in node.inputs])
-        for name in node.inputs:
-            self.dequantized(f"{name}_real", name, where=node.name)
-        if node.op in LAYERS:
-            self._constants(operation, node)
-        if not _leaves_in_float(self.quantized, node) or _is_read(graph, node):
-            self.codes(node.name, _label(graph, node.name))
+        real = name in quantized.floats
+        reads = [_read_label(read, real=real) for read in node.inputs]
+        for label, read in zip(reads, node.inputs, strict=True):
+            self.made(label, "dequantize", [f"{read}_codes"], where=name, **self.grid(read, real=real))
+        self.computed(node, reads)
+        if not _leaves_in_float(quantized, node):
+            self.codes(name, _label(self.graph, name), real=real)
 
-    def _constants(self, operation: Operation, node: Node) -> None:
-        where = node.name
-        bias = self.package.constant(operation, "bias")
-        _check_equal(bias, _bias_values(self.quantized, node), what="bias", where=where)
-        if where in self.quantized.floats:
-            weight = self.quantized.graph.weights[where].detach().cpu().numpy().astype(np.float32)
-            _check_equal(self.package.constant(operation, "weight"), weight, what="weight", where=where)
+    def computed(self, node: Node, reads: Sequence[str]) -> None:
+        """A node's own operation, and its ReLU."""
+        value, where = _label(self.graph, node.name), node.name
+        if node.relu:
+            last = f"{node.name}_sum"
+            self.made(value, "relu", [last], where=where)
+            value = last
+        match node.op:
+            case "conv2d":
+                window = {"strides": node.stride, "pad": node.padding, "dilations": (1, 1), "groups": 1}
+                layer = self.made(
+                    value, "conv", reads, where=where, weight=None, bias=None, pad_type="custom", **window
+                )
+                self.parameters(node, layer)
+            case "linear":
+                self.parameters(node, self.made(value, "linear", reads, where=where, weight=None, bias=None))
+            case "max_pool":
+                window = {"kernel_sizes": node.kernel, "strides": node.stride, "pad": (0, 0, 0, 0), "ceil_mode": False}
+                self.made(value, "max_pool", reads, where=where, pad_type="valid", **window)
+            case "mfm":
+                first = self.producers.get(value)
+                halves = [str(one) for key in ("x", "y") for one in first.inputs.get(key, ())] if first else []
+                self.made(value, "maximum", halves, where=where)
+                split = self.made(halves[0], "split", reads, where=where, num_splits=2, axis=1)
+                if [half.name for half in split.outputs] != halves:
+                    raise _differs(where, f"a maximum of {halves}", "of two halves")
+            case "flatten":
+                self.made(value, "reshape", reads, where=where, shape=[1, *node.shape])
+            case "add":
+                if self.quantized is not None:
+                    terms = [f"{node.name}_term{place}" for place in range(2)]
+                    for term, read, ratio in zip(terms, reads, add_ratios(self.quantized, node), strict=True):
+                        self.made(term, "mul", [read], where=where, y=ratio)
+                    reads = terms
+                self.made(value, "add", reads, where=where)
+            case "mean":
+                pooling = {"axes": (2, 3), "keep_dims": False}
+                if self.quantized is None:
+                    self.made(value, "reduce_mean", reads, where=where, **pooling)
+                    return
+                total = f"{node.name}_total"
+                self.made(total, "reduce_sum", reads, where=where, **pooling)
+                self.made(value, "mul", [total], where=where, y=multiplier(self.quantized, node))
+
+    def parameters(self, node: Node, layer: Operation) -> None:
+        """Weight and bias of a layer, and how they are stored."""
+        name, quantized = node.name, self.quantized
+        weight = self.graph.weights[name].detach().cpu().numpy()
+        if quantized is None:
+            bias = _halves(self.graph.biases[name].detach().cpu().numpy(), where=name)
+            self.equal(layer, "bias", bias, where=name)
+            match self.precision:
+                case "w8":
+                    self.int8(layer, *_int8(weight, where=name), where=name)
+                case "p6" if _is_palettised(weight):
+                    self.palette(layer, *palettise(_halves(weight, where=name)), where=name)
+                case _:
+                    self.equal(layer, "weight", _halves(weight, where=name), where=name)
             return
-        given = operation.inputs["weight"][0]
+        self.equal(layer, "bias", _bias_values(quantized, node), where=name)
+        if name in quantized.floats:
+            self.equal(layer, "weight", weight.astype(np.float32), where=name)
+        else:
+            self.int8(layer, quantized.weights[name], multiplier(quantized, node), where=name)
+
+    def stored(self, layer: Operation, kinds: Sequence[str], *, where: str) -> Operation:
+        """The constant expression of a layer's weights."""
+        given = layer.inputs["weight"][0]
         made = self.producers.get(given) if isinstance(given, str) else None
-        parameters = {
-            "constexpr_affine_dequantize": ("quantized_data", "zero_point"),
-            "constexpr_blockwise_shift_scale": ("data", "offset"),
-        }
-        if made is None or made.kind not in parameters:
-            raise _differs(where, "weights that are no int8 with scales", "int8 with scales")
-        data, shift = parameters[made.kind]
-        _check_equal(self.package.constant(made, data), self.quantized.weights[where], what="weight", where=where)
-        scales = np.asarray(self.package.constant(made, "scale")).reshape(-1)
-        _check_equal(scales, self.quantized.weight_scales[where], what="weight scale", where=where)
-        if np.any(self.package.constant(made, shift) or 0):
-            raise _differs(where, "weights with a zero point", "symmetric weights")
+        if made is None or made.kind not in kinds:
+            raise _differs(where, f"weights from {made.kind if made else 'a constant'}", f"from {' or '.join(kinds)}")
+        self.visited.add(made.outputs[0].name)
+        return made
+
+    def int8(self, layer: Operation, codes: NDArray[np.int8], scales: NDArray[Any], *, where: str) -> None:
+        made = self.stored(layer, ("constexpr_affine_dequantize", "constexpr_blockwise_shift_scale"), where=where)
+        by_channel = made.kind == "constexpr_affine_dequantize"
+        self.equal(made, "quantized_data" if by_channel else "data", codes, where=where)
+        self.equal(made, "scale", scales, where=where)
+        if by_channel:
+            self.equal(made, "zero_point", np.zeros((), np.int8), where=where)
+            self.equal(made, "axis", np.zeros((), np.int64), where=where)
+        elif "offset" in made.inputs or np.shape(self.package.constant(made, "scale"))[0] != len(scales):
+            raise _differs(where, "weights with an offset, or scales along another axis", "symmetric per-channel ones")
+
+    def palette(self, layer: Operation, values: NDArray[np.float16], indices: NDArray[np.uint8], *, where: str) -> None:
+        made = self.stored(layer, ("constexpr_lut_to_dense",), where=where)
+        self.equal(made, "lut", values, where=where)
+        if not np.array_equal(constant_expression(self.package, made), values[indices]):
+            raise _differs(where, "another weight", "each from the palette's nearest value")
+
+    def output(self, output: str, name: str, front: str) -> None:
+        del front
+        value = output
+        shape = (1, *self.graph.output_shape(output))
+        if shape[1:] != self.graph.node(name).shape:
+            value = f"{output}_row"
+            self.made(output, "reshape", [value], where=output, shape=shape)
+        if self.quantized is None:
+            self.made(value, "cast", [_label(self.graph, name)], where=output, dtype="fp32")
+        elif self.quantized.is_float(output):
+            self.made(value, "identity", [_label(self.graph, name)], where=output)
+        else:
+            self.made(value, "dequantize", [f"{name}_codes"], where=output, **self.grid(name, real=True))
+        expected = Value(name=output, dtype="fp32", shape=shape)
+        if expected not in self.producers[output].outputs:
+            raise _differs(output, f"{self.producers[output].outputs}", f"{expected}")
+
+
+def _brief(values: Any) -> str:
+    array = np.asarray(values)
+    text = np.array2string(array.ravel(), threshold=6, edgeitems=2, precision=9)
+    return f"{array.dtype} {array.shape} {text}"
 
 
 def macs(path: Path) -> int:
