@@ -73,9 +73,9 @@ def first_difference(
     return None
 
 
-def largest_gap(found: Evaluation, expected: Evaluation) -> dict[str, float | str]:
+def largest_gap(found: Evaluation, expected: Evaluation) -> dict[str, float | str | None]:
     """The task metric that differs most, in points, and in samples for metrics that count samples."""
-    worst: dict[str, float | str] = {"task": "", "points": 0.0, "samples": 0.0}
+    worst: dict[str, float | str | None] = {"task": "", "points": 0.0, "samples": 0.0}
     for task, scores in expected.tasks.items():
         for key, value in scores.items():
             if key == "n" or not isinstance(value, int | float):
@@ -83,8 +83,8 @@ def largest_gap(found: Evaluation, expected: Evaluation) -> dict[str, float | st
             share = key.endswith("accuracy") or key == "failure_percent"
             points = abs(float(found.tasks[task][key]) - float(value)) * (100 if key.endswith("accuracy") else 1)
             if points > float(worst["points"]):
-                samples = points / 100 * float(scores["n"]) if share else float("nan")
-                worst = {"task": f"{task}.{key}", "points": round(points, 4), "samples": round(samples, 2)}
+                samples = points / 100 * float(scores["n"]) if share else None
+                worst = {"task": f"{task}.{key}", "points": round(points, 4), "samples": samples and round(samples, 2)}
     return worst
 
 

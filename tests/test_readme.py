@@ -93,7 +93,9 @@ def test_the_tree_in_the_readme_has_every_folder() -> None:
         for path in ROOT.iterdir()
         if path.is_dir() and path.name in {"edgeface", "distill", "quantize", "targets", "tests", "benchmarks", "docs"}
     }
-    inner = {path.name for path in (ROOT / "edgeface").iterdir() if path.is_dir() and not path.name.startswith("_")}
+    packages = (ROOT / name for name in ("edgeface", "distill", "quantize", "targets"))
+    inner = {path.name for package in packages for path in package.iterdir() if (path / "__init__.py").is_file()}
+    inner.add("recipes")
     assert {name for indent, name in named if indent} == inner
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgeface.cli.main import main
-from edgeface.errors import BudgetError, EdgefaceError, MissingToolError, ModelError, OutputError, UnsupportedError
+from edgeface.errors import BudgetError, EdgefaceError, ModelError, OutputError, UnsupportedError
 from targets import tflite
 from targets.build import build, find_sources
 from targets.bundle import read_bundle
