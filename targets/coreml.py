@@ -10,14 +10,16 @@ or 6-bit indices into 64 half floats per tensor.
 
 In the w8a8 file every tensor is in steps of its own scale, so that dequantize and quantize only move zero points:
 
-    NODE_steps = q_x − z_x                                            dequantize, scale 1
-    NODE       = Σ (q_x − z_x)·(q_w·M[c]) + q_b·M[c]                   int8 weights with the scale M[c] = s_x·s_w[c]/s_y
-    NODE_codes = clamp(round_half_even(NODE) + z_y)                   quantize, scale 1
+    NODE_steps = q_x − z_x                                     dequantize, scale 1
+    NODE_total = Σ (q_x − z_x)·(q_w·p[c]) + q_b·p[c]           int8 weights, scale p[c]: a power of two near M
+    NODE       = NODE_total·(M[c]/p[c])                        M[c] = s_x·s_w[c]/s_y
+    NODE_codes = clamp(round_half_even(NODE) + z_y)            quantize, scale 1
 
 It is the network of quantize/grid.py; true scales stand only where an output leaves, and around a layer left in float.
-Written with true scales everywhere, a sum is rounded to a real value and that again by s_y, and up to 1.3 % of the
-outputs land on another step than the fake-quant student's. Here acc meets M once, as in XNNPACK's rule, and everything
-between two layers is a whole number of at most 255, which half floats hold as well.
+Products and sums are exact in float32, in any order, as long as sums stay below 2^24, because multiplying by a power of
+two is; so each activation is float32(acc)·M rounded once: XNNPACK's rule, to the bit. With weights of scale M[c] each
+q_w·M[c] is rounded, and up to 1.8 % of the outputs land on another step than the fake-quant student's; with true scales
+everywhere up to 1.3 %.
 
 All of it is declared float32. A program's constants are of the type it computes in, and half floats, of 11 significant
 bits, would change M and the biases: the file would be another network, off by a step in some percent of its
@@ -235,6 +237,8 @@ class _Writer:
     def _float_node(self, node: Node, inputs: Sequence[Any]) -> Any:
         own = _label(self.graph, node.name)
         last = f"{node.name}_sum" if node.relu else own
+        in_steps = self.quantized is not None and node.name not in self.quantized.floats
+        total = f"{node.name}_total" if in_steps and node.op in (*LAYERS, "mean") else last
         x = inputs[0]
         match node.op:
             case "conv2d":
@@ -245,10 +249,10 @@ class _Writer:
                     strides=node.stride,
                     pad_type="custom",
                     pad=node.padding,
-                    name=last,
+                    name=total,
                 )
             case "linear":
-                y = self.mb.linear(x=x, weight=self._weight(node), bias=self._bias(node), name=last)
+                y = self.mb.linear(x=x, weight=self._weight(node), bias=self._bias(node), name=total)
             case "max_pool":
                 y = self.mb.max_pool(x=x, kernel_sizes=node.kernel, strides=node.stride, pad_type="valid", name=last)
             case "mfm":
@@ -263,12 +267,14 @@ class _Writer:
             case "add":
                 y = self.mb.add(x=x, y=inputs[1], name=last)
             case "mean" if self.quantized is not None:
-                total = self.mb.reduce_sum(x=x, axes=(2, 3), keep_dims=False, name=f"{node.name}_total")
-                y = self.mb.mul(x=total, y=multiplier(self.quantized, node), name=last)
+                y = self.mb.reduce_sum(x=x, axes=(2, 3), keep_dims=False, name=total)
             case "mean":
                 y = self.mb.reduce_mean(x=x, axes=(2, 3), keep_dims=False, name=last)
             case "flatten":
                 y = self.mb.reshape(x=x, shape=(1, *node.shape), name=last)
+        if total != last:
+            assert self.quantized is not None
+            y = self.mb.mul(x=y, y=_rest(self.quantized, node), name=last)
         return self.mb.relu(x=y, name=own) if node.relu else y
 
     def _bias(self, node: Node) -> NDArray[Any]:
@@ -282,7 +288,7 @@ class _Writer:
         if self.quantized is not None:
             if node.name in self.quantized.floats:
                 return weight.astype(np.float32)
-            return self._scaled(self.quantized.weights[node.name], multiplier(self.quantized, node), name)
+            return self._scaled(self.quantized.weights[node.name], unit(multiplier(self.quantized, node)), name)
         if self.precision == "w8":
             return self._scaled(*_int8(weight, where=node.name), name)
         if self.precision == "p6" and _is_palettised(weight):
@@ -406,12 +412,22 @@ def add_ratios(quantized: Quantized, node: Node) -> tuple[np.float32, np.float32
     return np.float32(first / result), np.float32(second / result)
 
 
+def unit(multipliers: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The power of two nearest to each multiplier, by ratio: the scale of a layer's int8 weights in the file."""
+    return np.asarray(np.exp2(np.rint(np.log2(multipliers.astype(np.float64)))), np.float32)
+
+
+def _rest(quantized: Quantized, node: Node) -> NDArray[np.float32]:
+    """What a sum of the file is multiplied by, exact: M/p as (out, 1, 1) or (out,) of a layer, M itself of a mean."""
+    whole = multiplier(quantized, node)
+    return whole if node.op == "mean" else (whole / unit(whole)).reshape(-1, *[1] * (len(node.shape) - 1))
+
+
 def _bias_values(quantized: Quantized, node: Node) -> NDArray[np.float32]:
-    """A layer's bias as the file holds it: q_b·M[c], rounded once, or real for a layer left in float."""
+    """A layer's bias as the file holds it: q_b·p[c], exact below 2^24, or real for a layer left in float."""
     if node.name in quantized.floats:
         return np.asarray(quantized.graph.biases[node.name].detach().cpu().numpy(), np.float32)
-    exact = quantized.biases[node.name].astype(np.float64) * multiplier(quantized, node).astype(np.float64)
-    return np.asarray(exact, np.float32)
+    return np.asarray(quantized.biases[node.name].astype(np.float32) * unit(multiplier(quantized, node)), np.float32)
 
 
 def _read_label(name: str, *, real: bool) -> str:
@@ -942,6 +958,11 @@ class _Checker:
             last = f"{node.name}_sum"
             self.made(value, "relu", [last], where=where)
             value = last
+        quantized = self.quantized
+        if quantized is not None and node.op in (*LAYERS, "mean") and node.name not in quantized.floats:
+            total = f"{node.name}_total"
+            self.made(value, "mul", [total], where=where, y=_rest(quantized, node))
+            value = total
         match node.op:
             case "conv2d":
                 window = {"strides": node.stride, "pad": node.padding, "dilations": (1, 1), "groups": 1}
@@ -971,13 +992,8 @@ class _Checker:
                     reads = terms
                 self.made(value, "add", reads, where=where)
             case "mean":
-                pooling = {"axes": (2, 3), "keep_dims": False}
-                if self.quantized is None:
-                    self.made(value, "reduce_mean", reads, where=where, **pooling)
-                    return
-                total = f"{node.name}_total"
-                self.made(total, "reduce_sum", reads, where=where, **pooling)
-                self.made(value, "mul", [total], where=where, y=multiplier(self.quantized, node))
+                kind = "reduce_mean" if self.quantized is None else "reduce_sum"
+                self.made(value, kind, reads, where=where, axes=(2, 3), keep_dims=False)
 
     def parameters(self, node: Node, layer: Operation) -> None:
         """Weight and bias of a layer, and how they are stored."""
@@ -998,7 +1014,7 @@ class _Checker:
         if name in quantized.floats:
             self.equal(layer, "weight", weight.astype(np.float32), where=name)
         else:
-            self.int8(layer, quantized.weights[name], multiplier(quantized, node), where=name)
+            self.int8(layer, quantized.weights[name], unit(multiplier(quantized, node)), where=name)
 
     def stored(self, layer: Operation, kinds: Sequence[str], *, where: str) -> Operation:
         """The constant expression of a layer's weights."""
