@@ -14,6 +14,7 @@ from edgeface.precision import IOS, IOS_VERSIONS, PRECISIONS, TARGETS, of_target
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from edgeface.evaluate import Evaluation
     from edgeface.report.scorecard import Scorecard
     from quantize.search import Found, Tried
 
@@ -104,8 +105,10 @@ def run(arguments: argparse.Namespace) -> Result:
                 missing[target] = str(made)
             else:
                 folders[target] = made
+    known: dict[str, dict[str, Evaluation]] = {}
     built = [
-        _Built(folder, seconds=seconds[target], cards=_score(checkpoint, folder)) for target, folder in folders.items()
+        _Built(folder, seconds=seconds[target], cards=_score(checkpoint, folder, known))
+        for target, folder in folders.items()
     ]
     return _result(checkpoint, built, missing, found)
 
@@ -199,8 +202,14 @@ def _accepted(arguments: argparse.Namespace, target: str) -> list[str] | None:
     return [precision for precision in arguments.precision if precision in of_target(target, ios=arguments.ios)]
 
 
-def _score(checkpoint: Path, bundle: Path) -> list[Scorecard]:
-    """Scorecards on the recipe's validation faces, one per source; the first is kept in the bundle."""
+def _score(checkpoint: Path, bundle: Path, known: dict[str, dict[str, Evaluation]]) -> list[Scorecard]:
+    """Scorecards on the recipe's validation faces, one per source; the first is kept in the bundle.
+
+    Args:
+        checkpoint: What was built.
+        bundle: What it became.
+        known: Source to what its checkpoints scored there, kept from bundle to bundle.
+    """
     from edgeface.cli.console import note
     from edgeface.cli.report import of_bundle, score
     from edgeface.config import load_recipe
@@ -216,7 +225,10 @@ def _score(checkpoint: Path, bundle: Path) -> list[Scorecard]:
     recipe = load_recipe(str(folder / RECIPE))
     entries = [*stage_entries(folder), *bundle_entries(bundle)]
     try:
-        cards = [score(entries, source, root=recipe.data.root, budget=recipe.budget) for source in recipe.data.val]
+        cards = [
+            score(entries, source, root=recipe.data.root, budget=recipe.budget, known=known.setdefault(source, {}))
+            for source in recipe.data.val
+        ]
     except DataError as error:
         note(f"not scored: {error}")
         return []

@@ -13,7 +13,7 @@ from edgeface.errors import MissingToolError, ModelError, UsageError
 
 if TYPE_CHECKING:
     from edgeface.data.pack import Pack
-    from edgeface.evaluate import Runner
+    from edgeface.evaluate import Evaluation, Runner
     from edgeface.report.html import Face
     from edgeface.report.scorecard import Entry, Scorecard
 
@@ -130,7 +130,12 @@ def _of_run(
 
 
 def score(
-    entries: Sequence[Entry], source: str, *, root: str = "", budget: Mapping[str, float] | None = None
+    entries: Sequence[Entry],
+    source: str,
+    *,
+    root: str = "",
+    budget: Mapping[str, float] | None = None,
+    known: dict[str, Evaluation] | None = None,
 ) -> Scorecard:
     """Measure models on a source, with progress on stderr.
 
@@ -139,6 +144,7 @@ def score(
         source: `CORPUS[:PATH][@SPLIT]`, `synthetic:N[@SPLIT]` or `folder:PATH[@SPLIT]`.
         root: Folder that holds the corpora; "" takes the default.
         budget: Task name to the allowed worsening of files.
+        known: As for scorecard.measure, of this source.
     """
     from edgeface.cli.console import progress
     from edgeface.report.scorecard import measure
@@ -159,7 +165,7 @@ def score(
                 tasks[name] = bar.add_task(f"{name} on {source}", total=total, note="")
             bar.update(tasks[name], completed=done)
 
-        return measure(entries, crops, budget=budget, progress=told)
+        return measure(entries, crops, budget=budget, progress=told, known=known)
 
 
 def bundles_of(run: Path, *, out: Path = _BUNDLES) -> list[Path]:

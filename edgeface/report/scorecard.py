@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -244,6 +244,7 @@ def bundle_entries(bundle: Path) -> list[Entry]:
         ModelError: It is not a bundle.
     """
     from edgeface.files import read_json
+    from targets import artifacts
     from targets.runners import open_model
 
     path = bundle / "manifest.json"
@@ -261,7 +262,7 @@ def bundle_entries(bundle: Path) -> list[Entry]:
             role=FILE,
             name=name,
             open=partial(open_model, bundle / name),
-            size_bytes=(bundle / name).stat().st_size if (bundle / name).is_file() else 0,
+            size_bytes=artifacts.size_bytes(bundle / name),
         )
         for name in names
     ]
@@ -280,6 +281,7 @@ def measure(
     *,
     budget: Mapping[str, float] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    known: MutableMapping[str, Evaluation] | None = None,
 ) -> Scorecard:
     """Run every model over the same faces.
 
@@ -288,21 +290,29 @@ def measure(
         crops: Evaluation crops at a runner's input size, the same faces each time.
         budget: Task name to the allowed worsening of files.
         progress: Called with a row's name, samples done and samples in all.
+        known: Evaluations of checkpoints on the same faces by row name: taken from here, and added, so that several
+            bundles of one run cost one pass of its teacher and students.
 
     Raises:
         DataError: The rows were not measured on the same faces.
     """
     rows: list[tuple[Entry, Evaluation | str]] = []
     for entry in entries:
+        if known is not None and entry.role != FILE and entry.name in known:
+            rows.append((entry, known[entry.name]))
+            continue
         try:
             runner = entry.open()
+            pack = crops(runner)
+            total = len(pack.keys)
+            told = None if progress is None else (lambda done, name=entry.name, of=total: progress(name, done, of))
+            found = evaluate(runner, pack, model=entry.name, progress=told)
         except MissingToolError as error:
             rows.append((entry, str(error)))
             continue
-        pack = crops(runner)
-        total = len(pack.keys)
-        told = None if progress is None else (lambda done, name=entry.name, of=total: progress(name, done, of))
-        rows.append((entry, evaluate(runner, pack, model=entry.name, progress=told)))
+        rows.append((entry, found))
+        if known is not None and entry.role != FILE:
+            known[entry.name] = found
     return scorecard(rows, budget=budget)
 
 

@@ -338,7 +338,7 @@ def test_eval_of_a_file_that_is_no_tflite_ends_with_two(tmp_path: Path, capsys: 
     (tmp_path / "model.tflite").write_bytes(b"this is a text, not a model")
     assert main(["eval", str(tmp_path / "model.tflite"), "--data", FACES, "--json"]) == 2
     error = json.loads(capsys.readouterr().out)["error"]
-    assert "not a TFLite file" in error["found"]
+    assert "not a .tflite file" in error["found"]
     assert error["do"]
 
 

@@ -326,6 +326,16 @@ def test_measuring_runs_each_model_on_its_own_crops_and_reports_missing_tools() 
     assert made.rows[1].tasks["landmarks5"].agreement["distance_percent"] == 0.0
     assert made.rows[1].tasks["gender"].value == evaluate(Still(16), crops(Still(16))).tasks["gender"]["accuracy"]
 
+    # A second bundle of the same run: its checkpoints are not run again, its files are.
+    known: dict[str, Evaluation] = {}
+    measure(entries, crops, known=known)
+    assert known.keys() == {"big", "small"}
+    told.clear()
+    files = [*entries[:2], Entry(role=FILE, name="shipped", open=lambda: Still(16))]
+    again = measure(files, crops, budget={"gender": 1.0}, progress=lambda *now: told.append(now), known=known)
+    assert {name for name, _, _ in told} == {"shipped"}
+    assert again.rows[1].tasks["gender"] == made.rows[1].tasks["gender"]
+
 
 def test_run_folder_without_checkpoints_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("targets.runners", reason="no runners")
