@@ -127,6 +127,8 @@ def read_program(path: Path) -> Program:
     """
     model = read_model(path)
     kind = model.WhichOneof("Type")
+    if kind is None:
+        raise _broken(path, "its model file holds no model")
     if kind != "mlProgram":
         raise UnsupportedError(
             f"a Core ML model of type {kind!r}",
@@ -829,10 +831,12 @@ class Executor:
         arithmetic: "fp32" or "fp16"; see the module.
 
     Attributes:
+        shape: Of its one input; leads with 1.
         separate: Whether pictures go through it together.
 
     Raises:
-        UnsupportedError: It holds an operation that is not known here; the message names it and its layer.
+        UnsupportedError: It holds an operation that is not known here, whose message names it and its layer; or it
+            takes something else than one array of a fixed shape that leads with 1.
         ModelError: A constant cannot be what the file says.
     """
 
@@ -844,14 +848,18 @@ class Executor:
         for operation in program.operations:
             if operation.kind not in OPERATIONS and operation.kind not in CONSTANT_EXPRESSIONS:
                 raise _unknown(operation.kind, operation.name, where=program.path)
+        taken = [value.shape for value in program.inputs]
+        if len(taken) != 1 or taken[0] is None or taken[0][:1] != (1,):
+            raise UnsupportedError(
+                f"inputs of shape {taken}", expected="one, of a fixed shape (1, …)", where=str(program.path)
+            )
         self.program = program
+        self.shape = taken[0]
         self._half = arithmetic == "fp16"
         self._constants: dict[str, Any] = {}
         self._steps = self._prepared()
         declared = program.declared()
-        self.separate = all(self._is_separate(step, declared) for step in self._steps) and all(
-            value.shape is not None and value.shape[:1] == (1,) for value in program.inputs
-        )
+        self.separate = all(self._is_separate(step, declared) for step in self._steps)
         shapes = [value.shape or (1,) for value in declared.values()]
         # A convolution of 3 by 3 unfolds its map ninefold.
         self._chunk = max(1, _CHUNK_BYTES // (8 * 9 * max(map(math.prod, shapes)))) if self.separate else 1
@@ -869,9 +877,12 @@ class Executor:
         Raises:
             ModelError: The program cannot be computed; the message names the layer.
         """
+        if values.shape[1:] != self.shape[1:]:
+            where = str(self.program.path)
+            raise ModelError(f"an input {values.shape}", expected=f"(B, …) of {self.shape}", where=where)
         parts: dict[str, list[NDArray[Any]]] = {}
         for start in range(0, len(values), self._chunk):
-            part = torch.from_numpy(np.ascontiguousarray(values[start : start + self._chunk]))
+            part = torch.from_numpy(np.array(values[start : start + self._chunk], np.float32))
             for name, value in self._run(part, every=every).items():
                 parts.setdefault(name, []).append(value.numpy())
         return {name: np.concatenate(found) for name, found in parts.items()}
@@ -958,9 +969,7 @@ class Executor:
     @torch.inference_mode()
     def _run(self, batch: Tensor, *, every: bool) -> dict[str, Tensor]:
         count = len(batch)
-        own = self.program.inputs[0]
-        # Unless all go together, the chunk is one picture.
-        known: dict[str, Any] = {own.name: self._rounded(batch if self.separate else batch.reshape(own.shape or ()))}
+        known: dict[str, Any] = {self.program.inputs[0].name: self._rounded(batch)}
         kept: dict[str, Tensor] = {}
         for step in self._steps:
             made = self._compute(step, known, pictures=count if self.separate else None)
@@ -1128,8 +1137,6 @@ class MilRunner:
         self._own = spec  # a float input of a file of ours is the standardized picture
         self.spec = spec or minimal_spec(self._program)
         self.precision = precision or observed_precision(self._program)
-        if len(self._program.inputs) != 1:
-            raise UnsupportedError(f"{len(self._program.inputs)} inputs", expected="one, a picture", where=str(path))
         missing = [output.name for output in self.spec.outputs if output.name not in self._program.outputs]
         if missing:
             raise ModelError(
@@ -1167,9 +1174,7 @@ class MilRunner:
     def prepare(self, seed: int) -> Callable[[], None]:
         """See TimedRunner.prepare."""
         generator = np.random.default_rng(seed)
-        shape = self._program.inputs[0].shape
-        if shape is None or shape[:1] != (1,):
-            raise UnsupportedError(f"an input of shape {shape}", expected="(1, …)", where=str(self.path))
+        shape = self._executor.shape
         if self._program.picture is not None:
             values = generator.integers(0, 256, shape).astype(np.float32)
         else:
