@@ -20,7 +20,8 @@ clamp is to −128…127, and to z_y…127 with a ReLU. How `round(acc·M)` is c
 xnnpack              M and the product in float32, ties to even
 openvino             the same; targets/openvino.py lays its files out so. add: each operand times s/s_y, in float32, the
                      first fused with the sum, ties to even
-coreml               the value acc·s_x·s_w[c] in float32, divided by s_y in float32, ties to even; so too mean and add
+coreml               the same; targets/coreml.py lays its files out so. add: each operand times s/s_y, and their sum, in
+                     float32, ties to even
 tflite-builtin-ref   fixed-point M of 31 bits; conv2d, mean and add round twice, ties away from zero; linear once, up
 tflite-builtin       the same, but conv2d and linear round twice, ties up (as on x86)
 

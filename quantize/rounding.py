@@ -155,25 +155,18 @@ def _add_fused(
     return np.rint(total.astype(np.float32)).astype(np.int64)
 
 
-def _value(values: NDArray[np.float64], result: float) -> NDArray[np.int64]:
-    """Values rounded to float32, divided by the scale in float32, ties to even."""
-    codes: NDArray[np.float32] = values.astype(np.float32) / np.float32(result)
-    # As in `_float32`: defined beyond int64, clamped to int8 anyway.
-    return np.rint(np.clip(codes, -(2.0**30), 2.0**30)).astype(np.int64)
-
-
-def _sum_value(sums: NDArray[np.int64], steps: Steps) -> NDArray[np.int64]:
-    """The float32 value of the exact sum, quantized. Source: Core ML's quantize, on operands in float32."""
-    # A float32 scale times another is exact in float64.
-    unit = np.float64(steps.source) * steps.weights.astype(np.float64)
-    return _value(sums * unit / steps.count, steps.result)
-
-
-def _add_value(
+def _add_terms(
     a: NDArray[np.int64], b: NDArray[np.int64], a_scale: float, b_scale: float, out_scale: float
 ) -> NDArray[np.int64]:
-    """As `_sum_value`: the float32 value of the exact sum, quantized."""
-    return _value(a * np.float64(a_scale) + b * np.float64(b_scale), out_scale)
+    """Both products and their sum, each rounded to float32, ties to even.
+
+    Source:
+        The operations that targets/coreml.py writes.
+    """
+    first, second = (
+        x.astype(np.float32) * (np.float32(scale) / np.float32(out_scale)) for x, scale in ((a, a_scale), (b, b_scale))
+    )
+    return np.rint(first + second).astype(np.int64)
 
 
 Multiply = Callable[[NDArray[np.int64], NDArray[np.floating]], NDArray[np.int64]]
@@ -218,5 +211,5 @@ FAMILIES: dict[Kernels, Family] = {
         conv2d=_wide(_fixed_twice), linear=_wide(_fixed_once), mean=_wide(_fixed_twice), add=_add_fixed
     ),
     "openvino": Family(conv2d=_narrow, linear=_narrow, mean=_narrow, add=_add_fused),
-    "coreml": Family(conv2d=_sum_value, linear=_sum_value, mean=_sum_value, add=_add_value),
+    "coreml": Family(conv2d=_narrow, linear=_narrow, mean=_narrow, add=_add_terms),
 }

@@ -75,13 +75,9 @@ def float32_of(value: Fraction) -> np.float32:
     return np.float32(float(value))
 
 
-def by_value(acc: int, unit: Fraction, out_scale: float) -> int:
-    """The float32 value of an exact sum, divided by a scale in float32, ties to even."""
-    return int(np.rint(float32_of(acc * unit) / np.float32(out_scale)))
-
-
 ROUNDING = {
     "xnnpack": {"conv2d": half_even_in_float32, "linear": half_even_in_float32, "mean": half_even_in_float32},
+    "coreml": {"conv2d": half_even_in_float32, "linear": half_even_in_float32, "mean": half_even_in_float32},
     "openvino": {"conv2d": half_even_in_float32, "linear": half_even_in_float32, "mean": half_even_in_float32},
     "tflite-builtin": {"conv2d": rounded_twice_up, "linear": rounded_twice_up, "mean": rounded_twice},
     "tflite-builtin-ref": {"conv2d": rounded_twice, "linear": rounded_once, "mean": rounded_twice},
@@ -99,7 +95,8 @@ def added(family: str, a: int, b: int, a_scale: float, b_scale: float, out_scale
         second_term = Fraction(float(np.float32(b) * ratios[1]))
         return int(np.rint(float32_of(a * Fraction(float(ratios[0])) + second_term)))
     if family == "coreml":
-        return by_value(1, a * Fraction(a_scale) + b * Fraction(b_scale), out_scale)
+        ratios = [np.float32(a_scale) / np.float32(out_scale), np.float32(b_scale) / np.float32(out_scale)]
+        return int(np.rint(np.float32(a) * ratios[0] + np.float32(b) * ratios[1]))
     common = 2.0 * max(a_scale, b_scale)
     total = rounded_twice(a << 20, a_scale / common) + rounded_twice(b << 20, b_scale / common)
     return rounded_twice(total, common / (2**20 * out_scale))
@@ -117,9 +114,7 @@ def by_loops(quantized: Quantized, node: Node, inputs: list[NDArray[np.int8]], f
 
     def rounded(acc: int, channel: int) -> int:
         weight_scale = quantized.weight_scales[node.name][channel]
-        if family == "coreml":
-            return by_value(acc, Fraction(scale_in) * Fraction(float(weight_scale)), scale_out)
-        if family in ("xnnpack", "openvino"):
+        if family in ("xnnpack", "openvino", "coreml"):
             multiplier = float(np.float32(scale_in) * weight_scale / np.float32(scale_out))
         else:
             multiplier = scale_in * float(weight_scale) / scale_out
@@ -153,10 +148,7 @@ def by_loops(quantized: Quantized, node: Node, inputs: list[NDArray[np.int8]], f
         cells = inputs[0].shape[1] * inputs[0].shape[2]
         for c in range(node.shape[0]):
             acc = sum(value - zero_in for row in x[c] for value in row)
-            if family == "coreml":
-                out[c] = clamped(by_value(acc, Fraction(scale_in) / cells, scale_out))
-                continue
-            if family in ("xnnpack", "openvino"):
+            if family in ("xnnpack", "openvino", "coreml"):
                 share = float(np.float32(scale_in) / np.float32(scale_out) / np.float32(cells))
             else:
                 share = scale_in / scale_out / cells
@@ -243,27 +235,11 @@ def test_openvino_adds_with_one_fused_product(
 
     found = RULES["openvino"].add(np.array([a]), np.array([b]), a_scale, b_scale, out_scale)
     assert found.tolist() == [expected] == [added("openvino", a, b, a_scale, b_scale, out_scale)]
-    # The twin: both products rounded, a tie which goes to even.
+    # The twin: both products rounded, as in Core ML's file, a tie which goes to even.
     terms = [np.float32(x) * (np.float32(scale) / np.float32(out_scale)) for x, scale in ((a, a_scale), (b, b_scale))]
-    assert int(np.rint(terms[0] + terms[1])) != expected
-
-
-def test_a_value_rounded_to_float32_before_its_division_may_cross_a_tie() -> None:
-    from quantize.rounding import FAMILIES as RULES
-    from quantize.rounding import Steps
-
-    sums = np.arange(-4_000_000, 4_000_000)
-    steps = Steps(source=0.0137939453125, weights=np.array([3.12e-5], np.float32), count=1, result=0.0171)
-    by_multiplier, value = (RULES[family].conv2d(sums, steps) for family in ("xnnpack", "coreml"))
-    off = np.flatnonzero(by_multiplier != value)
-    unit = Fraction(steps.source) * Fraction(float(steps.weights[0]))
-    assert len(off) > 0
-    for index in off[:20]:
-        assert by_value(int(sums[index]), unit, steps.result) == value[index]
-        assert abs(int(value[index] - by_multiplier[index])) == 1
-    for index in range(0, len(sums), 100_003):
-        assert by_value(int(sums[index]), unit, steps.result) == value[index]
-        assert by_value(int(sums[index]) + 40_000, unit, steps.result) != value[index]  # the twin: a step is 39,733
+    other = int(np.rint(terms[0] + terms[1]))
+    assert other != expected
+    assert RULES["coreml"].add(np.array([a]), np.array([b]), a_scale, b_scale, out_scale).tolist() == [other]
 
 
 @pytest.mark.parametrize(
