@@ -389,7 +389,7 @@ class _Call:
     def ints(self, name: str, default: Sequence[int]) -> list[int]:
         return [int(v) for v in self.tensor(name).reshape(-1).tolist()] if name in self.given else list(default)
 
-    def int(self, name: str, default: int) -> int:
+    def integer(self, name: str, default: int) -> int:
         return self.ints(name, [default])[0]
 
     def real(self, name: str, default: float) -> float:
@@ -418,7 +418,7 @@ def _conv(call: _Call) -> Tensor:
     strides, dilations = call.ints("strides", [1] * sides), call.ints("dilations", [1] * sides)
     reach = [dilation * (side - 1) + 1 for dilation, side in zip(dilations, weight.shape[2:], strict=True)]
     x = _padded(x, _window_pads(call, x, reach, strides), 0.0)
-    groups = call.int("groups", 1)
+    groups = call.integer("groups", 1)
     made: Tensor = _CONV[sides](x, weight, call.optional("bias"), stride=strides, dilation=dilations, groups=groups)
     return made
 
@@ -518,7 +518,7 @@ def _clip(call: _Call) -> Tensor:
 
 
 def _softmax(call: _Call) -> Tensor:
-    return call.summed("x").softmax(call.int("axis", -1))
+    return call.summed("x").softmax(call.integer("axis", -1))
 
 
 def _real_div(call: _Call) -> Tensor:
@@ -533,7 +533,7 @@ def _along(call: _Call, name: str, x: Tensor) -> Tensor:
     value = call.tensor(name).float()
     if value.ndim == 0:
         return value
-    axis = call.int("axis", 0) % x.ndim
+    axis = call.integer("axis", 0) % x.ndim
     return value.reshape([-1 if place == axis else 1 for place in range(x.ndim)])
 
 
@@ -595,7 +595,7 @@ def _expand_dims(call: _Call) -> Tensor:
 
 
 def _concat(call: _Call) -> Tensor:
-    values, axis = list(call.given["values"]), call.int("axis", 0)
+    values, axis = list(call.given["values"]), call.integer("axis", 0)
     if call.pictures is not None:  # a constant is the same for every picture
         values = [value.expand(call.pictures, *value.shape[1:]) for value in values]
     if not call.flag("interleave"):
@@ -605,7 +605,7 @@ def _concat(call: _Call) -> Tensor:
 
 
 def _split(call: _Call) -> list[Tensor]:
-    x, axis = call.tensor("x"), call.int("axis", 0)
+    x, axis = call.tensor("x"), call.integer("axis", 0)
     sizes = call.ints("split_sizes", [x.shape[axis] // call.results] * call.results)
     return list(torch.split(x, sizes, axis))
 
@@ -656,49 +656,6 @@ def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Kernel:
     return lambda call: function(call.tensor("x"), call.tensor("y"))
 
 
-# What a kernel returns is rounded to float32, in "fp16" to a half float, by its caller.
-OPERATIONS: dict[str, Kernel] = {
-    "abs": _unary(torch.abs),
-    "add": _binary(torch.add),
-    "avg_pool": _avg_pool,
-    "batch_norm": _batch_norm,
-    "cast": _cast,
-    "clip": _clip,
-    "concat": _concat,
-    "conv": _conv,
-    "dequantize": _dequantize,
-    "expand_dims": _expand_dims,
-    "identity": _unary(lambda x: x),
-    "leaky_relu": _leaky_relu,
-    "linear": _linear,
-    "matmul": _matmul,
-    "max_pool": _max_pool,
-    "maximum": _binary(torch.maximum),
-    "minimum": _binary(torch.minimum),
-    "mul": _binary(torch.mul),
-    "pad": _pad,
-    "prelu": _prelu,
-    "quantize": _quantize,
-    "real_div": _real_div,
-    "reduce_mean": _reduced(lambda x, axes, keep: x.mean(axes, keepdim=keep)),
-    "reduce_sum": _reduced(lambda x, axes, keep: x.sum(axes, keepdim=keep)),
-    "relu": _unary(torch.relu),
-    "relu6": _unary(lambda x: x.clamp(0.0, 6.0)),
-    "reshape": _reshape,
-    "sigmoid": lambda call: torch.sigmoid(call.summed("x")),
-    "slice_by_index": _slice_by_index,
-    "slice_by_size": _slice_by_size,
-    "softmax": _softmax,
-    "split": _split,
-    "squeeze": _squeeze,
-    "sub": _binary(torch.sub),
-    "tanh": lambda call: torch.tanh(call.summed("x")),
-    "transpose": lambda call: call.tensor("x").permute(call.ints("perm", [])),
-}
-# Operations that lend a constant another form; arrays in, one array out.
-CONSTANT_EXPRESSIONS: dict[str, Callable[[Mapping[str, Any]], NDArray[Any]]] = {}
-
-
 def _affine(given: Mapping[str, Any]) -> NDArray[Any]:
     codes, scale = given["quantized_data"], given["scale"]
     axis = int(given["axis"]) % codes.ndim
@@ -741,7 +698,47 @@ def _palette(given: Mapping[str, Any]) -> NDArray[Any]:
     return np.asarray(np.take_along_axis(tables, indices[..., None].astype(np.int64), axis=-1)[..., 0])
 
 
-CONSTANT_EXPRESSIONS |= {
+# What a kernel returns is rounded to float32, in "fp16" to a half float, by its caller.
+OPERATIONS: dict[str, Kernel] = {
+    "abs": _unary(torch.abs),
+    "add": _binary(torch.add),
+    "avg_pool": _avg_pool,
+    "batch_norm": _batch_norm,
+    "cast": _cast,
+    "clip": _clip,
+    "concat": _concat,
+    "conv": _conv,
+    "dequantize": _dequantize,
+    "expand_dims": _expand_dims,
+    "identity": _unary(lambda x: x),
+    "leaky_relu": _leaky_relu,
+    "linear": _linear,
+    "matmul": _matmul,
+    "max_pool": _max_pool,
+    "maximum": _binary(torch.maximum),
+    "minimum": _binary(torch.minimum),
+    "mul": _binary(torch.mul),
+    "pad": _pad,
+    "prelu": _prelu,
+    "quantize": _quantize,
+    "real_div": _real_div,
+    "reduce_mean": _reduced(lambda x, axes, keep: x.mean(axes, keepdim=keep)),
+    "reduce_sum": _reduced(lambda x, axes, keep: x.sum(axes, keepdim=keep)),
+    "relu": _unary(torch.relu),
+    "relu6": _unary(lambda x: x.clamp(0.0, 6.0)),
+    "reshape": _reshape,
+    "sigmoid": lambda call: torch.sigmoid(call.summed("x")),
+    "slice_by_index": _slice_by_index,
+    "slice_by_size": _slice_by_size,
+    "softmax": _softmax,
+    "split": _split,
+    "squeeze": _squeeze,
+    "sub": _binary(torch.sub),
+    "tanh": lambda call: torch.tanh(call.summed("x")),
+    "transpose": lambda call: call.tensor("x").permute(call.ints("perm", [])),
+}
+# Operations that lend a constant another form; arrays in, one array out.
+CONSTANT_EXPRESSIONS: dict[str, Callable[[Mapping[str, Any]], NDArray[Any]]] = {
     "constexpr_affine_dequantize": _affine,
     "constexpr_blockwise_shift_scale": _blockwise,
     "constexpr_cast": lambda given: given["source_val"].astype(np.float32),
