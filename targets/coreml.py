@@ -35,8 +35,7 @@ import importlib
 import importlib.util
 import json
 import math
-import os
-import shutil
+import re
 import struct
 import sys
 import types
@@ -53,7 +52,7 @@ from numpy.typing import NDArray
 from edgeface.config import to_plain
 from edgeface.errors import EdgefaceError, MissingToolError, ModelError, UnsupportedError
 from edgeface.evaluate import Outputs
-from edgeface.files import output_error
+from edgeface.files import output_error, write_folder
 from edgeface.precision import IOS, IOS_VERSIONS, check
 from edgeface.specs import ModelSpec, OutputSpec
 from edgeface.tasks import TASKS, Kind
@@ -84,6 +83,10 @@ _KINDS = {
     "mean": "reduce_mean",
     "flatten": "reshape",
 }
+_DERIVED = (
+    *("planes", "half", "scaled", "standardized", "codes", "steps", "real", "sum", "total", "value", "weight", "row"),
+    *("halves", "halves_0", "halves_1", "term0", "term1"),
+)
 # Optional tool-kits that coremltools loads with itself (5 s of tensorflow) for converters that are not used here.
 _UNUSED = ("tensorflow", "sklearn", "torchao", "xgboost", "libsvm", "torchaudio")
 
@@ -122,8 +125,15 @@ def write(
         check("ios", precision, where="target ios", ios=ios)
     for precision, path in files.items():
         held = quantized if precision == "w8a8" else None
-        network = held.graph if held is not None else graph
-        assert network is not None
+        network = held.graph if held is not None else graph if precision != "w8a8" else None
+        if network is None:
+            raise UnsupportedError(
+                f"{precision!r} without the {'integer' if precision == 'w8a8' else 'float'} network",
+                expected="the checkpoint it is made from",
+                where="writing Core ML",
+                do="Run `edgeface quantize` first" if precision == "w8a8" else "Build from the run that holds both",
+            )
+        _require_names(network)
         if held is not None:
             require_input_grid(network)
         with _quiet():
@@ -447,6 +457,21 @@ def _standardisation(graph: Graph) -> tuple[NDArray[np.float32], NDArray[np.floa
     return (1.0 / std).astype(np.float32).reshape(1, 3, 1, 1), (-mean / std).astype(np.float32).reshape(1, 3, 1, 1)
 
 
+def _require_names(graph: Graph) -> None:
+    """Refuse what a program cannot name, or would name like a value derived from another."""
+    names = [node.name for node in graph.nodes]
+    for name in (*names, *graph.outputs):
+        derived = any(name == f"{other}_{suffix}" for other in (INPUT, *names, *graph.outputs) for suffix in _DERIVED)
+        if derived or name == INPUT or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise UnsupportedError(
+                f"a layer or output called {name!r}",
+                expected=f"letters, digits and underscores, and none of the endings {', '.join(_DERIVED)} behind the "
+                "name of another",
+                where="writing Core ML",
+                do="Rename it",
+            )
+
+
 def _label(graph: Graph, name: str) -> str:
     """What a node's value is called: its name, unless an output bears it."""
     return f"{name}_value" if name in graph.outputs else name
@@ -476,34 +501,28 @@ def _serialize(program: Any, graph: Graph, float_input: bool, ios: int) -> tuple
 
 def _save(path: Path, spec: Any, weights: bytes, *, checked: Callable[[Path], None]) -> None:
     """Write a package aside, check it, and put it in place; the same content gives the same bytes."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    items = {
+        _MODEL: ("model.mlmodel", "CoreML Model Specification"),
+        _WEIGHTS: ("weights", "CoreML Model Weights"),
+    }
+    keys = {place: str(uuid.uuid5(uuid.NAMESPACE_URL, place)).upper() for place in items}
+    manifest = {
+        "fileFormatVersion": "1.0.0",
+        "itemInfoEntries": {
+            keys[place]: {"author": "com.apple.CoreML", "description": text, "name": name, "path": place}
+            for place, (name, text) in items.items()
+        },
+        "rootModelIdentifier": keys[_MODEL],
+    }
     try:
-        shutil.rmtree(aside, ignore_errors=True)
-        items = {
-            _MODEL: ("model.mlmodel", "CoreML Model Specification"),
-            _WEIGHTS: ("weights", "CoreML Model Weights"),
-        }
-        keys = {place: str(uuid.uuid5(uuid.NAMESPACE_URL, place)).upper() for place in items}
-        manifest = {
-            "fileFormatVersion": "1.0.0",
-            "itemInfoEntries": {
-                keys[place]: {"author": "com.apple.CoreML", "description": text, "name": name, "path": place}
-                for place, (name, text) in items.items()
-            },
-            "rootModelIdentifier": keys[_MODEL],
-        }
-        (aside / "Data" / _WEIGHTS).mkdir(parents=True)
-        (aside / "Data" / _MODEL).write_bytes(spec.SerializeToString(deterministic=True))
-        (aside / "Data" / _WEIGHTS / "weight.bin").write_bytes(weights)
-        (aside / "Manifest.json").write_text(json.dumps(manifest, indent=4, sort_keys=True), encoding="utf-8")
-        checked(aside)
-        if path.exists():
-            shutil.rmtree(path)
-        aside.replace(path)
+        with write_folder(path) as aside:
+            (aside / "Data" / _WEIGHTS).mkdir(parents=True)
+            (aside / "Data" / _MODEL).write_bytes(spec.SerializeToString(deterministic=True))
+            (aside / "Data" / _WEIGHTS / "weight.bin").write_bytes(weights)
+            (aside / "Manifest.json").write_text(json.dumps(manifest, indent=4, sort_keys=True), encoding="utf-8")
+            checked(aside)
     except OSError as error:
         raise output_error(error, where=path) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 @dataclass(frozen=True, kw_only=True)
