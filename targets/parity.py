@@ -51,7 +51,7 @@ RULES: dict[tuple[str, str, str], Rule] = {
     ("fake-quant", "w8a8", "tflite-builtin"): Rule(sqnr_db=15.0),
     ("fake-quant", "w8a8", "openvino"): _SAME_GRID,
     ("fake-quant", "w8a8", "mil"): _SAME_GRID,
-    ("fake-quant", "w8a8", "onnxruntime"): Rule(sqnr_db=15.0),
+    ("fake-quant", "w8a8", "onnxruntime"): _SAME_GRID,
     **{
         ("fp32", precision, runtime): rule
         for precision, rule in (("fp32", _FP32), ("fp16", _FP16), ("w8a32", Rule(sqnr_db=15.0)))
