@@ -769,3 +769,60 @@ def test_macs_are_the_graphs(tmp_path: Path) -> None:
     student = _student("edge_s", tmp_path)
 
     assert macs(read_program(student.path)) == of_graph(student.graph)
+
+
+class Foreign(torch.nn.Module):
+    """Layers that other people's networks have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Conv2d(3, 16, 3, 2, 1, bias=False)
+        self.norm = torch.nn.BatchNorm2d(16)
+        self.depthwise = torch.nn.Conv2d(16, 16, 3, 1, 1, groups=16)
+        self.prelu = torch.nn.PReLU(16)
+        self.last = torch.nn.Linear(16, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.relu6(self.norm(self.first(x)))
+        x = x + self.prelu(self.depthwise(x))
+        a, b = functional.max_pool2d(x, 3, 2, 1).chunk(2, 1)
+        x = functional.avg_pool2d(torch.cat([torch.maximum(a, b), a], 1), 2)
+        pooled = x.mean((2, 3))
+        gate = torch.matmul(pooled.unsqueeze(1), pooled.unsqueeze(2)).squeeze(2)
+        made: torch.Tensor = self.last(pooled * torch.sigmoid(gate)).softmax(1)
+        return made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "bound"), [("FLOAT32", 3e-6), ("FLOAT16", 2e-3)])  # half-float weights: 2^-11
+def test_network_converted_by_coremltools_computes_what_torch_does(
+    precision: str, bound: float, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    network = Foreign().eval()
+    path = tmp_path / "theirs.mlpackage"
+    with coreml._quiet():
+        tools = coreml._import("coremltools")
+        exported = torch.export.export(network, (torch.rand(1, 3, 32, 32),)).run_decompositions({})
+        image = tools.ImageType(name="image", shape=(1, 3, 32, 32), scale=1 / 64.0, bias=[-2.0, -2.0, -2.0])
+        tools.convert(
+            exported,
+            inputs=[image],
+            minimum_deployment_target=tools.target.iOS17,
+            compute_precision=getattr(tools.precision, precision),
+            skip_model_load=True,
+        ).save(str(path))
+    batch = random_pictures(6, 32)
+    with torch.no_grad():
+        expected = network(torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 64 - 2).numpy()
+
+    program = read_program(path)
+    found = execute(path, batch)[program.outputs[0]]
+
+    assert Executor(program).separate
+    np.testing.assert_allclose(found, expected, atol=bound)
+    # The twin: the largest weight of the first layer negated.
+    with torch.no_grad():
+        network.first.weight.view(-1)[network.first.weight.abs().argmax()] *= -1
+        other = network(torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 64 - 2).numpy()
+    assert not np.allclose(found, other, atol=bound)
