@@ -111,13 +111,18 @@ def rows_of(run: Path, pack: Pack, source: str) -> list[dict[str, Any]]:
         bundles = build_many(run / "qat", {target: ["w8a8"] for target in RUNTIMES}, out=Path(folder))
         for target, runtimes in RUNTIMES.items():
             for runtime, kernels in runtimes.items():
-                row: dict[str, Any] = {"student": run.name, "backbone": reference.spec.name, "runtime": runtime}
+                row: dict[str, Any] = {
+                    "student": run.name,
+                    "backbone": reference.spec.name,
+                    "runtime": runtime,
+                    "data": source,
+                }
                 made = bundles[target]
                 if isinstance(made, MissingToolError):
                     rows.append({**row, "outcome": "NOT_RUN", "reason": str(made)})
                     continue
                 found = evaluate(open_model(made, runtime=runtime, precision="w8a8"), pack, model=run.name)
-                row |= {"outcome": "MEASURED", "faces": found.samples, "data": source}
+                row |= {"outcome": "MEASURED", "faces": found.samples}
                 row |= shares(found.outputs, expected.outputs, steps, halves=runtime == "mil-fp16")
                 row["simulator"] = row["simulator_kernels"] = row["first_difference"] = None
                 if kernels is not None:
@@ -134,17 +139,27 @@ def rows_of(run: Path, pack: Pack, source: str) -> list[dict[str, Any]]:
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The matrix as a table."""
-    head = ["student", "runtime", "faces", "exact, %", "within 1 LSB, %", "max LSB", "equal to simulator, %"]
+    head = [
+        "student",
+        "runtime",
+        "faces of",
+        "faces",
+        "exact, %",
+        "within 1 LSB, %",
+        "max LSB",
+        "equal to simulator, %",
+    ]
     head += ["largest task gap, points", "first layer that differs"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
         if row["outcome"] == "NOT_RUN":
-            lines.append(f"| {row['student']} | {row['runtime']} | NOT_RUN: {row['reason']} |" + " |" * (len(head) - 3))
+            reason = f"NOT_RUN: {row['reason']}"
+            lines.append(f"| {row['student']} | {row['runtime']} | {row['data']} | {reason} |" + " |" * (len(head) - 4))
             continue
         rule = "–" if row["simulator"] is None else f"{100 * row['simulator']:.3f} ({row['simulator_kernels']})"
         parts = row["first_difference"]
         where = "–" if parts is None else f"{parts['layer']}: {100 * parts['share']:.4f} % by {parts['max_lsb']}"
-        cells = [row["student"], row["runtime"], str(row["faces"]), f"{100 * row['exact']:.3f}"]
+        cells = [row["student"], row["runtime"], row["data"], str(row["faces"]), f"{100 * row['exact']:.3f}"]
         cells += [f"{100 * row['within_1_lsb']:.3f}", f"{row['max_lsb']:g}", rule]
         cells += [f"{row['largest_gap']['points']:.3f} {row['largest_gap']['task']}", where]
         lines.append("| " + " | ".join(cells) + " |")
@@ -158,7 +173,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/agreement.json"))
     arguments = parser.parse_args()
     before = json.loads(arguments.out.read_text(encoding="utf-8"))["rows"] if arguments.out.is_file() else []
-    rows = [row for row in before if row["student"] not in {run.name for run in arguments.runs}]
+    mine = {(run.name, arguments.data) for run in arguments.runs}
+    rows = [row for row in before if (row["student"], row.get("data")) not in mine]
     for run in arguments.runs:
         pack = evaluation_pack(arguments.data, open_model(run / "qat").spec, root=data_root())
         rows += rows_of(run, pack, arguments.data)
@@ -166,7 +182,7 @@ def main() -> None:
         write_json(arguments.out, {"schema": 1, "rows": rows, "conditions": conditions})
     arguments.out.with_suffix(".md").write_text(
         "# How exactly each w8a8 file computes its fake-quant student\n\n"
-        f"`python -m benchmarks.agreement RUN... --data {arguments.data}`\n\n{markdown(rows)}\n",
+        "`python -m benchmarks.agreement RUN... --data SOURCE`\n\n{markdown(rows)}\n",
         encoding="utf-8",
     )
 
