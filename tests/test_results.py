@@ -36,3 +36,21 @@ def test_every_result_names_its_conditions(path: Path) -> None:
         conditions = part["conditions"]
         assert conditions["machine"] if "machine" in conditions else conditions["cpu"]
         assert conditions["versions"] if "versions" in conditions else conditions["runtimes"]
+
+
+def test_the_agreement_matrix_holds_what_the_readme_says() -> None:
+    """Every row of the four runtimes is exact, and each is the simulator of its kernels."""
+    matrix = json.loads((RESULT.parent / "agreement.json").read_text(encoding="utf-8"))
+    rows = [row for row in matrix["rows"] if row["runtime"] in ("tflite-xnnpack", "openvino", "mil", "onnxruntime")]
+    assert {row["backbone"] for row in rows} == {"edge_s", "cnn5", "vgg11", "lightcnn9"}
+    assert all(row["outcome"] == "MEASURED" and row["exact"] == row["within_1_lsb"] == 1.0 for row in rows)
+    assert all(row["simulator"] == 1.0 for row in matrix["rows"] if row["simulator_kernels"])
+    builtin = [row for row in matrix["rows"] if row["runtime"] == "tflite-builtin"]
+    assert all(0.98 <= row["within_1_lsb"] < 1.0 for row in builtin), "the README's 99 % would be another figure"
+
+
+def test_the_agreement_table_is_that_of_its_figures() -> None:
+    from benchmarks.agreement import markdown
+
+    matrix = json.loads((RESULT.parent / "agreement.json").read_text(encoding="utf-8"))
+    assert markdown(matrix["rows"]) in (RESULT.parent / "agreement.md").read_text(encoding="utf-8")
