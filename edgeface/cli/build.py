@@ -306,6 +306,9 @@ def _auto_json(found: Found) -> dict[str, Any]:
     return {
         "precision": found.precision,
         "float_layers": sorted(found.floats),
+        "sensitivity": {}
+        if found.sensitivity is None
+        else {row.layer: dict(row.harm) for row in found.sensitivity.rows},
         "tried": [
             {
                 "precision": tried.precision,
