@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,8 +17,8 @@ from numpy.typing import NDArray
 
 from edgeface.errors import MissingToolError, ModelError, UnsupportedError
 from edgeface.evaluate import Outputs
-from edgeface.specs import ModelSpec, OutputSpec
-from edgeface.tasks import TASKS, Kind
+from edgeface.specs import ModelSpec
+from targets.foreign import minimal_spec, random_input, require_outputs, require_pictures, takes_no_picture, try_apart
 from targets.interpreter import describe, run
 from targets.protocol import Grids
 from targets.silence import silenced
@@ -34,7 +32,6 @@ interpreter = Interpreter(model_path=sys.argv[1], num_threads=1)
 interpreter.allocate_tensors()
 interpreter.invoke()
 """
-_PROBE_S = 120.0
 
 
 def probe(path: Path) -> None:
@@ -44,26 +41,7 @@ def probe(path: Path) -> None:
         ModelError: It could not be run.
     """
     _litert()
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", _PROBE, str(path)],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_PROBE_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ModelError(f"did not run within {_PROBE_S:.0f} s", expected="a TFLite file", where=str(path)) from error
-    if done.returncode != 0:
-        lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
-        reason = lines[-1].strip()[-300:] if lines and done.returncode > 0 else f"ended by signal {-done.returncode}"
-        raise ModelError(
-            f"LiteRT cannot run it ({reason})",
-            expected="a whole TFLite file",
-            where=str(path),
-            do="Copy or build it again",
-        )
+    try_apart(_PROBE, path, runtime="LiteRT", expected="a whole TFLite file")
 
 
 class Engine(Protocol):
@@ -109,14 +87,7 @@ class TfliteRunner:
         self._own = spec is not None  # a float input of a file of ours is the standardized picture
         self.spec = spec or _minimal_spec(path, self._input, self._outputs)
         self.precision = precision or _observed_precision(self._engine.description)
-        missing = [output.name for output in self.spec.outputs if output.name not in self._outputs]
-        if missing:
-            raise ModelError(
-                f"outputs {sorted(self._outputs)}",
-                expected=f"{missing} among them",
-                where=str(path),
-                do="Build it again",
-            )
+        require_outputs(self.spec, self._outputs, where=str(path))
 
     @property
     def size_bytes(self) -> int:
@@ -152,29 +123,16 @@ class TfliteRunner:
     def run_codes(self, batch: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """As `run`, with integer outputs as they leave the file: output name to (B, …)."""
         side = self.spec.input_px
-        if batch.dtype != np.uint8 or batch.shape[1:] != (side, side, 3):
-            raise ModelError(
-                f"pictures {batch.dtype} {batch.shape}", expected=f"uint8 (B, {side}, {side}, 3)", where=str(self.path)
-            )
+        require_pictures(batch, side, where=str(self.path))
         standardized = self._input["dtype"] == "float32" and self._own
         if not (standardized or self._input["dtype"] == "uint8") or self._input["shape"] != [1, side, side, 3]:
-            raise UnsupportedError(
-                f"an input {self._input['dtype']} {tuple(self._input['shape'])}",
-                expected="uint8 (1, H, H, 3): how a picture becomes other numbers is not written in the file",
-                where=str(self.path),
-                do="It can still be timed: edgeface bench",
-            )
+            found = f"{self._input['dtype']} {tuple(self._input['shape'])}"
+            raise takes_no_picture(found, where=str(self.path))
         return self._engine.run(standardize(batch, self.spec) if standardized else batch)
 
     def prepare(self, seed: int) -> Callable[[], None]:
         """See TimedRunner.prepare."""
-        generator = np.random.default_rng(seed)
-        shape, dtype = self._input["shape"], np.dtype(self._input["dtype"])
-        if dtype.kind in "iu":
-            limits = np.iinfo(dtype)
-            picture = generator.integers(limits.min, limits.max, shape, dtype=dtype, endpoint=True)
-        else:
-            picture = generator.uniform(-1.0, 1.0, shape).astype(dtype)
+        picture = random_input(tuple(self._input["shape"]), self._input["dtype"], seed=seed)
         return self._engine.prepare(picture)
 
 
@@ -298,16 +256,8 @@ def _load(module: Any, path: Path, *, resolver: str, threads: int) -> Any:
 
 
 def _minimal_spec(path: Path, picture: Any, outputs: Mapping[str, Any]) -> ModelSpec:
-    found = []
-    for name, slot in sorted(outputs.items()):
-        task = TASKS.get(name)
-        # Landmarks are offsets from a mean shape that only a manifest tells.
-        if task is None or task.kind is Kind.LANDMARKS:
-            continue
-        if int(np.prod(slot["shape"])) == int(np.prod(task.output_shape)):
-            found.append(OutputSpec(name=name, task=name, shape=task.output_shape, classes=task.classes))
     side = int(picture["shape"][1]) if len(picture["shape"]) == 4 else 0
-    return ModelSpec(name=path.stem, input_px=side, outputs=tuple(found))
+    return minimal_spec(path.stem, side=side, outputs={name: tuple(slot["shape"]) for name, slot in outputs.items()})
 
 
 def _observed_precision(description: Mapping[str, Any]) -> str:

@@ -42,10 +42,10 @@ from torch.nn import functional
 
 from edgeface.errors import EdgefaceError, ModelError, UnsupportedError
 from edgeface.evaluate import Outputs
-from edgeface.specs import ModelSpec, OutputSpec
-from edgeface.tasks import TASKS, Kind
+from edgeface.specs import ModelSpec
 from targets import artifacts
 from targets.coreml import read_model, weights_file
+from targets.foreign import minimal_spec, require_outputs
 from targets.litert import standardize
 from targets.protocol import Grids
 
@@ -1075,19 +1075,11 @@ def macs(program: Program) -> int:
     return total
 
 
-def minimal_spec(program: Program) -> ModelSpec:
-    """What can be known of a foreign file: the outputs that are named after a task and have its size."""
-    declared = program.declared()
-    found = []
-    for name in sorted(program.outputs):
-        task, shape = TASKS.get(name), declared[name].shape if name in declared else None
-        # Landmarks are offsets from a mean shape that only a manifest tells.
-        if task is None or task.kind is Kind.LANDMARKS or shape is None:
-            continue
-        if math.prod(shape) == math.prod(task.output_shape):
-            found.append(OutputSpec(name=name, task=name, shape=task.output_shape, classes=task.classes))
+def _minimal_spec(program: Program) -> ModelSpec:
+    shapes = {name: value.shape for name, value in program.declared().items() if value.shape is not None}
+    outputs = {name: shapes[name] for name in program.outputs if name in shapes}
     side = program.picture[0] if program.picture is not None else 0
-    return ModelSpec(name=program.path.stem, input_px=side, outputs=tuple(found))
+    return minimal_spec(program.path.stem, side=side, outputs=outputs)
 
 
 def observed_precision(program: Program) -> str:
@@ -1132,16 +1124,9 @@ class MilRunner:
         self.path, self.runtime, self.threads = path, runtime, threads
         self._program = read_program(path)
         self._own = spec  # a float input of a file of ours is the standardized picture
-        self.spec = spec or minimal_spec(self._program)
+        self.spec = spec or _minimal_spec(self._program)
         self.precision = precision or observed_precision(self._program)
-        missing = [output.name for output in self.spec.outputs if output.name not in self._program.outputs]
-        if missing:
-            raise ModelError(
-                f"outputs {sorted(self._program.outputs)}",
-                expected=f"{missing} among them",
-                where=str(path),
-                do="Build it again",
-            )
+        require_outputs(self.spec, self._program.outputs, where=str(path))
         self._executor = Executor(self._program, arithmetic=arithmetic)
 
     @property

@@ -23,8 +23,6 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import subprocess
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -40,10 +38,10 @@ from edgeface.errors import MissingToolError, ModelError, UnsupportedError
 from edgeface.evaluate import Outputs
 from edgeface.files import write_bytes
 from edgeface.precision import check
-from edgeface.specs import ModelSpec, OutputSpec
-from edgeface.tasks import TASKS, Kind
+from edgeface.specs import ModelSpec
 from quantize.graph import INPUT, SHARING, Graph, Node
 from quantize.grid import Quantized, require_input_grid
+from targets.foreign import minimal_spec, random_input, require_outputs, require_pictures, takes_no_picture, try_apart
 from targets.protocol import Grids
 from targets.silence import silenced
 
@@ -642,7 +640,6 @@ from pathlib import Path
 from targets.onnx import OnnxRunner
 OnnxRunner(Path(sys.argv[1]), spec=None, runtime="onnxruntime", precision="", threads=1).prepare(0)()
 """
-_PROBE_S = 120.0
 
 
 def probe(path: Path) -> None:
@@ -653,26 +650,7 @@ def probe(path: Path) -> None:
         MissingToolError: onnxruntime is not installed.
     """
     _import("onnxruntime")
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", _PROBE, str(path)],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_PROBE_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ModelError(f"did not run within {_PROBE_S:.0f} s", expected="an ONNX file", where=str(path)) from error
-    if done.returncode != 0:
-        lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
-        reason = lines[-1].strip()[-300:] if lines and done.returncode > 0 else f"ended by signal {-done.returncode}"
-        raise ModelError(
-            f"ONNX Runtime cannot run it ({reason})",
-            expected="a whole ONNX file",
-            where=str(path),
-            do="Copy or build it again",
-        )
+    try_apart(_PROBE, path, runtime="ONNX Runtime", expected="a whole ONNX file")
 
 
 class OnnxRunner:
@@ -701,14 +679,7 @@ class OnnxRunner:
         self._outputs = {str(entry.name): tuple(entry.shape) for entry in self._session.get_outputs()}
         self.spec = spec or _minimal_spec(path, self._shape, self._outputs)
         self.precision = precision or _observed_precision(path)
-        missing = [output.name for output in self.spec.outputs if output.name not in self._outputs]
-        if missing:
-            raise ModelError(
-                f"outputs {sorted(self._outputs)}",
-                expected=f"{missing} among them",
-                where=str(path),
-                do="Build it again",
-            )
+        require_outputs(self.spec, self._outputs, where=str(path))
 
     @property
     def size_bytes(self) -> int:
@@ -726,17 +697,9 @@ class OnnxRunner:
     def run(self, batch: NDArray[np.uint8]) -> Outputs:
         """See evaluate.Runner.run."""
         side = self.spec.input_px
-        if batch.dtype != np.uint8 or batch.shape[1:] != (side, side, 3):
-            raise ModelError(
-                f"pictures {batch.dtype} {batch.shape}", expected=f"uint8 (B, {side}, {side}, 3)", where=str(self.path)
-            )
+        require_pictures(batch, side, where=str(self.path))
         if self._kind != "tensor(uint8)" or self._shape != (1, side, side, 3):
-            raise UnsupportedError(
-                f"an input {self._kind} {self._shape}",
-                expected="uint8 (1, H, H, 3): how a picture becomes other numbers is not written in the file",
-                where=str(self.path),
-                do="It can still be timed: edgeface bench",
-            )
+            raise takes_no_picture(f"{self._kind} {self._shape}", where=str(self.path))
         names = [output.name for output in self.spec.outputs]
         rows = [self._session.run(names, {self._name: picture[None]}) for picture in batch]
         return {
@@ -751,12 +714,7 @@ class OnnxRunner:
             raise UnsupportedError(
                 f"an input {self._kind}", expected=f"one of {', '.join(_DTYPES)}", where=str(self.path)
             )
-        generator = np.random.default_rng(seed)
-        if np.dtype(dtype).kind in "iu":
-            limits = np.iinfo(dtype)
-            picture = generator.integers(limits.min, limits.max, self._shape, dtype=dtype, endpoint=True)
-        else:
-            picture = generator.uniform(-1.0, 1.0, self._shape).astype(dtype)
+        picture = random_input(self._shape, dtype, seed=seed)
         binding = self._session.io_binding()
         value = _import("onnxruntime").OrtValue.ortvalue_from_numpy(picture)
         binding.bind_ortvalue_input(self._name, value)
@@ -801,17 +759,11 @@ def _session(model: str | bytes, *, threads: int, where: str, optimised: Path | 
 
 
 def _minimal_spec(path: Path, picture: tuple[int, ...], outputs: Mapping[str, tuple[Any, ...]]) -> ModelSpec:
-    found = []
-    for name, shape in sorted(outputs.items()):
-        task = TASKS.get(name)
-        # Landmarks are offsets from a mean shape that only a manifest tells.
-        if task is None or task.kind is Kind.LANDMARKS:
-            continue
-        if math.prod(side if isinstance(side, int) else 1 for side in shape) == math.prod(task.output_shape):
-            found.append(OutputSpec(name=name, task=name, shape=task.output_shape, classes=task.classes))
     # The picture's height is its second side channels last, its third channels first.
     side = 0 if len(picture) != 4 else picture[1] if picture[3] == 3 else picture[2]
-    return ModelSpec(name=path.stem, input_px=side, outputs=tuple(found))
+    # A side that is not fixed, most often the batch, is 1.
+    fixed = {name: tuple(n if isinstance(n, int) else 1 for n in shape) for name, shape in outputs.items()}
+    return minimal_spec(path.stem, side=side, outputs=fixed)
 
 
 def _observed_precision(path: Path) -> str:

@@ -31,8 +31,6 @@ import importlib
 import json
 import math
 import os
-import subprocess
-import sys
 import tempfile
 import warnings
 import xml.etree.ElementTree as ElementTree
@@ -49,11 +47,11 @@ from edgeface.errors import MissingToolError, ModelError, UnsupportedError
 from edgeface.evaluate import Outputs
 from edgeface.files import output_error
 from edgeface.precision import check
-from edgeface.specs import ModelSpec, OutputSpec
-from edgeface.tasks import TASKS, Kind
+from edgeface.specs import ModelSpec
 from quantize.graph import INPUT, Graph, Node
 from quantize.grid import Quantized, require_input_grid
 from targets import artifacts
+from targets.foreign import minimal_spec, random_input, require_outputs, require_pictures, takes_no_picture, try_apart
 from targets.protocol import Grids
 
 NOTE = "edgeface"  # key of the metadata entry
@@ -834,26 +832,7 @@ def probe(path: Path) -> None:
         MissingToolError: openvino is not installed.
     """
     _openvino()
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", _PROBE, str(path)],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_PROBE_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ModelError(f"did not run within {_PROBE_S:.0f} s", expected="OpenVINO IR", where=str(path)) from error
-    if done.returncode != 0:
-        lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
-        reason = lines[-1].strip()[-300:] if lines and done.returncode > 0 else f"ended by signal {-done.returncode}"
-        raise ModelError(
-            f"OpenVINO cannot run it ({reason})",
-            expected="a whole .xml with its .bin beside it",
-            where=str(path),
-            do="Copy or build it again",
-        )
+    try_apart(_PROBE, path, runtime="OpenVINO", expected="a whole .xml with its .bin beside it")
 
 
 _PROBE = """
@@ -863,7 +842,6 @@ compiled = openvino.Core().compile_model(sys.argv[1], "CPU", {"INFERENCE_NUM_THR
 if all(port.get_partial_shape().is_static for port in compiled.inputs):
     compiled.create_infer_request().infer()
 """
-_PROBE_S = 120.0
 
 
 class OpenvinoRunner:
@@ -904,14 +882,7 @@ class OpenvinoRunner:
         self._outputs = {_name(port): port for port in compiled.outputs}
         self.spec = spec or _minimal_spec(path, compiled.input(0), self._outputs)
         self.precision = precision or _observed_precision(self._model)
-        missing = [output.name for output in self.spec.outputs if output.name not in self._outputs]
-        if missing:
-            raise ModelError(
-                f"outputs {sorted(self._outputs)}",
-                expected=f"{missing} among them",
-                where=str(path),
-                do="Build it again",
-            )
+        require_outputs(self.spec, self._outputs, where=str(path))
 
     @property
     def size_bytes(self) -> int:
@@ -929,10 +900,7 @@ class OpenvinoRunner:
     def run(self, batch: NDArray[np.uint8]) -> Outputs:
         """See evaluate.Runner.run."""
         side = self.spec.input_px
-        if batch.dtype != np.uint8 or batch.shape[1:] != (side, side, 3):
-            raise ModelError(
-                f"pictures {batch.dtype} {batch.shape}", expected=f"uint8 (B, {side}, {side}, 3)", where=str(self.path)
-            )
+        require_pictures(batch, side, where=str(self.path))
         if self._saturates:
             raise MissingToolError(
                 "this CPU adds pairs of int8 products in 16 bits, which saturate",
@@ -942,12 +910,7 @@ class OpenvinoRunner:
             )
         picture = self._picture.data
         if picture.dtype != np.uint8 or picture.shape != (1, side, side, 3):
-            raise UnsupportedError(
-                f"an input {picture.dtype.name} {picture.shape}",
-                expected="uint8 (1, H, H, 3): how a picture becomes other numbers is not written in the file",
-                where=str(self.path),
-                do="It can still be timed: edgeface bench",
-            )
+            raise takes_no_picture(f"{picture.dtype.name} {picture.shape}", where=str(self.path))
         rows = {
             output.name: np.empty((len(batch), *output.shape), np.float32) for output in self.spec.outputs
         }  # filled picture by picture: a copy of 12 kB is nothing beside one inference
@@ -961,13 +924,8 @@ class OpenvinoRunner:
 
     def prepare(self, seed: int) -> Callable[[], None]:
         """See TimedRunner.prepare."""
-        generator = np.random.default_rng(seed)
         picture = self._picture.data
-        if picture.dtype.kind in "iu":
-            limits = np.iinfo(picture.dtype)
-            picture[:] = generator.integers(limits.min, limits.max, picture.shape, dtype=picture.dtype, endpoint=True)
-        else:
-            picture[:] = generator.uniform(-1.0, 1.0, picture.shape)
+        picture[:] = random_input(picture.shape, picture.dtype, seed=seed)
         return functools.partial(self._request.infer, share_outputs=True)
 
 
@@ -1019,16 +977,9 @@ def macs(model: Any) -> int | None:
 
 
 def _minimal_spec(path: Path, picture: Any, outputs: Mapping[str, Any]) -> ModelSpec:
-    found = []
-    for name, port in sorted(outputs.items()):
-        task = TASKS.get(name)
-        # Landmarks are offsets from a mean shape that only a manifest tells.
-        if task is None or task.kind is Kind.LANDMARKS or not port.get_partial_shape().is_static:
-            continue
-        if math.prod(port.get_shape()) == math.prod(task.output_shape):
-            found.append(OutputSpec(name=name, task=name, shape=task.output_shape, classes=task.classes))
     shape = picture.get_shape()
-    return ModelSpec(name=path.stem, input_px=int(shape[1]) if len(shape) == 4 else 0, outputs=tuple(found))
+    fixed = {name: tuple(port.get_shape()) for name, port in outputs.items() if port.get_partial_shape().is_static}
+    return minimal_spec(path.stem, side=int(shape[1]) if len(shape) == 4 else 0, outputs=fixed)
 
 
 def _observed_precision(model: Any) -> str:

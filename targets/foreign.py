@@ -1,0 +1,102 @@
+"""What runners of every format share: opening files of anyone, and refusing what does not fit, in one set of words."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from edgeface.errors import ModelError, UnsupportedError
+from edgeface.specs import ModelSpec, OutputSpec
+from edgeface.tasks import TASKS, Kind
+
+TRIAL_S = 120.0
+
+
+def try_apart(program: str, path: Path, *, runtime: str, expected: str) -> None:
+    """Load and run a file in a process of its own, which a broken one may take down.
+
+    Args:
+        program: Python that does so with the path in sys.argv[1].
+        path: The file.
+        runtime: What runs it, for the error.
+        expected: What the file should be, for the error.
+
+    Raises:
+        ModelError: It could not be run.
+    """
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(path)],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=TRIAL_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ModelError(f"did not run within {TRIAL_S:.0f} s", expected=expected, where=str(path)) from error
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
+        reason = lines[-1].strip()[-300:] if lines and done.returncode > 0 else f"ended by signal {-done.returncode}"
+        raise ModelError(
+            f"{runtime} cannot run it ({reason})", expected=expected, where=str(path), do="Copy or build it again"
+        )
+
+
+def minimal_spec(name: str, *, side: int, outputs: Mapping[str, tuple[int, ...]]) -> ModelSpec:
+    """What can be known of a file without a manifest: the outputs that are named after a task and have its size.
+
+    Args:
+        name: Of the model.
+        side: Of its picture; 0 when it takes none.
+        outputs: Output name to shape.
+    """
+    found = []
+    for output, shape in sorted(outputs.items()):
+        task = TASKS.get(output)
+        # Landmarks are offsets from a mean shape that only a manifest tells.
+        if task is None or task.kind is Kind.LANDMARKS:
+            continue
+        if math.prod(shape) == math.prod(task.output_shape):
+            found.append(OutputSpec(name=output, task=output, shape=task.output_shape, classes=task.classes))
+    return ModelSpec(name=name, input_px=side, outputs=tuple(found))
+
+
+def require_outputs(spec: ModelSpec, names: Iterable[str], *, where: str) -> None:
+    """Refuse a file that lacks an output of its spec."""
+    held = set(names)
+    missing = [output.name for output in spec.outputs if output.name not in held]
+    if missing:
+        raise ModelError(f"outputs {sorted(held)}", expected=f"{missing} among them", where=where, do="Build it again")
+
+
+def require_pictures(batch: NDArray[Any], side: int, *, where: str) -> None:
+    """Refuse a batch that is not (B, side, side, 3) uint8."""
+    if batch.dtype != np.uint8 or batch.shape[1:] != (side, side, 3):
+        raise ModelError(f"pictures {batch.dtype} {batch.shape}", expected=f"uint8 (B, {side}, {side}, 3)", where=where)
+
+
+def takes_no_picture(found: str, *, where: str) -> UnsupportedError:
+    """The error for a file whose input is not a uint8 picture, so that pictures cannot be run through it."""
+    return UnsupportedError(
+        f"an input {found}",
+        expected="uint8 (1, H, H, 3): how a picture becomes other numbers is not written in the file",
+        where=where,
+        do="It can still be timed: edgeface bench",
+    )
+
+
+def random_input(shape: tuple[int, ...], dtype: DTypeLike, *, seed: int) -> NDArray[Any]:
+    """Random values of a type's whole range for integers, −1 to 1 for floats."""
+    generator, kind = np.random.default_rng(seed), np.dtype(dtype)
+    if kind.kind in "iu":
+        limits = np.iinfo(kind)
+        return generator.integers(limits.min, limits.max, shape, dtype=kind, endpoint=True)
+    return generator.uniform(-1.0, 1.0, shape).astype(kind)
