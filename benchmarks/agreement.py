@@ -180,11 +180,25 @@ def main() -> None:
         rows += rows_of(run, pack, arguments.data)
         conditions = {"machine": cpu(), "versions": versions(), "commit": commit(), "threads": 1}
         write_json(arguments.out, {"schema": 1, "rows": rows, "conditions": conditions})
-    arguments.out.with_suffix(".md").write_text(
-        "# How exactly each w8a8 file computes its fake-quant student\n\n"
-        "`python -m benchmarks.agreement RUN... --data SOURCE`\n\n{markdown(rows)}\n",
-        encoding="utf-8",
-    )
+    write_table(arguments.out, rows)
+
+
+def write_table(out: Path, rows: list[dict[str, Any]]) -> None:
+    """The matrix in words and as a table, beside its JSON."""
+    out.with_suffix(".md").write_text(f"{WORDS}\n{markdown(rows)}\n", encoding="utf-8")
+
+
+WORDS = """# How exactly each w8a8 file computes its fake-quant student
+
+`python -m benchmarks.agreement RUN... --data SOURCE`, conditions in the JSON. NAME-0 are narrow students and NAME-full
+those of full width, trained briefly by `python -m benchmarks.students`; `mtfl-cpu` is the run of that recipe.
+
+XNNPACK, OpenVINO, ONNX Runtime and the Core ML package (executed in float32 by `mil`) compute the student's integers.
+TFLite's own kernels (`tflite-builtin`) multiply by a fixed-point number and round twice, from the first layer on, where
+the others round once; no constant in a file changes that. They are held to the simulator of their own rounding (99.5 %
+of values at least, all of them here). `mil-fp16` rounds every operand and result to half floats: an estimate of what a
+phone may do, judged by the task metrics. "Largest task gap" is the metric that differs most from the student's.
+"""
 
 
 if __name__ == "__main__":

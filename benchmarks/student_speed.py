@@ -12,7 +12,9 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -50,6 +52,22 @@ def write_files(student: str, folder: Path, *, width: float) -> dict[str, list[P
         write_target(target, files, trace(built), fake_quant.quantized(), model)
         found[target] = list(files.values())
     return found
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """One row per student: fp32 and w8a8 milliseconds in each runtime, and their ratio."""
+    names = {"android": "LiteRT", "openvino": "OpenVINO", "onnx": "ONNX Runtime"}
+    heads = ["student", "input", "MMAC", *(f"{names[target]}: fp32 → w8a8, ms" for target in TARGETS)]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for student, entry in found["students"].items():
+        macs = entry["android"][0]["macs"]
+        cells = [f"`{student}`", f"{entry['input_px']} px", f"{macs / 1e6:.0f}"]
+        for target in TARGETS:
+            whole, integer = entry[target]
+            ratio = integer["ratio_to_first"]
+            cells.append(f"{whole['median_ms']:.3f} → {integer['median_ms']:.3f} ({ratio:.1f}x)")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def main() -> None:
