@@ -48,14 +48,19 @@ _SAME_GRID = Rule(within_1_lsb=1.0, exact=0.998)
 # floats carry 2^-12 of relative rounding, 72 dB for one layer; dynamic int8 rounds all values anew in each layer.
 RULES: dict[tuple[str, str, str], Rule] = {
     ("fake-quant", "w8a8", "tflite-xnnpack"): Rule(within_1_lsb=1.0),
+    ("fake-quant", "w8a8", "tensorflow"): Rule(within_1_lsb=1.0),
     ("fake-quant", "w8a8", "tflite-builtin"): Rule(sqnr_db=15.0),
+    ("fake-quant", "w8a8", "tflite-2.14"): Rule(sqnr_db=15.0),
     ("fake-quant", "w8a8", "openvino"): _SAME_GRID,
     ("fake-quant", "w8a8", "mil"): _SAME_GRID,
     ("fake-quant", "w8a8", "onnxruntime"): _SAME_GRID,
     **{
         ("fp32", precision, runtime): rule
         for precision, rule in (("fp32", _FP32), ("fp16", _FP16), ("w8a32", Rule(sqnr_db=15.0)))
-        for runtime in ("tflite-xnnpack", "tflite-builtin", "torch", "openvino", "onnxruntime")
+        for runtime in (
+            *("tflite-xnnpack", "tflite-builtin", "tflite-2.14", "tensorflow"),
+            *("torch", "openvino", "onnxruntime"),
+        )
     },
     **{("fp32", precision, "mil"): rule for precision, rule in (("fp16", _FP16), ("w8", _BYTES), ("p6", _PALETTE))},
 }
@@ -64,7 +69,9 @@ RULES: dict[tuple[str, str, str], Rule] = {
 # TFLite's built-in kernels choose their rounding per kernel and CPU: on x86 all that was measured is equal.
 SIMULATED: dict[str, tuple[Kernels, float]] = {
     "tflite-xnnpack": ("xnnpack", 1.0),
+    "tensorflow": ("xnnpack", 1.0),
     "tflite-builtin": ("tflite-builtin", 0.995),
+    "tflite-2.14": ("tflite-builtin", 0.995),  # leaves int8 to its built-in kernels
     "openvino": ("openvino", 1.0),
     "mil": ("coreml", 1.0),
 }
