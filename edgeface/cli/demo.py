@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from types import ModuleType
 
 from edgeface.cli.result import Result
 
@@ -19,6 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="the bundle goes to DIR/android; default: out",
     )
+
+
+def _typed(verb: ModuleType, *words: str) -> argparse.Namespace:
+    """What a verb gets when these words are typed behind it."""
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    return parser.parse_args(words)
 
 
 def run(arguments: argparse.Namespace) -> Result:
@@ -36,11 +44,9 @@ def run(arguments: argparse.Namespace) -> Result:
     note(f"$ edgeface distill demo --out {folder}")
     distilled = distill(recipe, folder)
     note(f"$ edgeface build {folder} --target android")
-    built = build.run(
-        argparse.Namespace(checkpoint=folder, target="android", precision=None, release=False, out=arguments.out)
-    )
+    built = build.run(_typed(build, str(folder), "--target", "android", "--out", str(arguments.out)))
     note(f"$ edgeface report {folder}")
-    reported = report.run(argparse.Namespace(run=folder, bundle=[arguments.out / "android"], data=None, out=None))
+    reported = report.run(_typed(report, str(folder), "--bundle", str(arguments.out / "android")))
     minutes = (time.monotonic() - started) / 60.0
     return Result(
         payload={
