@@ -54,12 +54,12 @@ from edgeface.errors import EdgefaceError, MissingToolError, ModelError, Unsuppo
 from edgeface.evaluate import Outputs
 from edgeface.files import output_error, write_folder
 from edgeface.precision import IOS, IOS_VERSIONS, check
-from edgeface.specs import ModelSpec, OutputSpec
-from edgeface.tasks import TASKS, Kind
+from edgeface.specs import ModelSpec
 from quantize.graph import INPUT, Graph, Node
 from quantize.grid import Quantized, require_input_grid
 from quantize.rounding import Steps
 from targets import artifacts
+from targets.foreign import minimal_spec, require_outputs
 from targets.program import lossless_grid
 from targets.protocol import Grids
 from targets.silence import silenced
@@ -1107,19 +1107,14 @@ def count_macs(package: Package) -> int:
     return total
 
 
-def minimal_spec(package: Package) -> ModelSpec:
-    """What can be known of a foreign file: the outputs that are named after a task and have its size."""
+def _minimal_spec(package: Package) -> ModelSpec:
     producers = package.producers()
-    found = []
-    for name in sorted(package.outputs):
-        task = TASKS.get(name)
-        shape = next((v.shape for v in producers[name].outputs if v.name == name), ()) if name in producers else ()
-        # Landmarks are offsets from a mean shape that only a manifest tells.
-        if task is None or task.kind is Kind.LANDMARKS or math.prod(shape) != math.prod(task.output_shape):
-            continue
-        found.append(OutputSpec(name=name, task=name, shape=task.output_shape, classes=task.classes))
-    side = package.picture[0] if package.picture else 0
-    return ModelSpec(name=package.path.stem, input_px=side, outputs=tuple(found))
+    shapes = {
+        name: next((value.shape for value in producers[name].outputs if value.name == name), ())
+        for name in package.outputs
+        if name in producers
+    }
+    return minimal_spec(package.path.stem, side=package.picture[0] if package.picture else 0, outputs=shapes)
 
 
 def observed_precision(package: Package) -> str:
@@ -1133,22 +1128,6 @@ def observed_precision(package: Package) -> str:
         return "w8"
     made = {value.dtype for operation in package.operations for value in operation.outputs}
     return "fp16" if "fp16" in made else "fp32"
-
-
-def require_outputs(spec: ModelSpec, package: Package) -> None:
-    """Refuse a package that lacks an output of its spec.
-
-    Raises:
-        ModelError: Naming what is missing.
-    """
-    missing = [output.name for output in spec.outputs if output.name not in package.outputs]
-    if missing:
-        raise ModelError(
-            f"outputs {sorted(package.outputs)}",
-            expected=f"{missing} among them",
-            where=str(package.path),
-            do="Build it again",
-        )
 
 
 def require_pictures(package: Package, spec: ModelSpec, batch: NDArray[np.uint8]) -> None:
@@ -1192,9 +1171,9 @@ class CoremlRunner:
         self.runtime = runtime
         self.threads = threads
         self._package = read_package(path)
-        self.spec = spec or minimal_spec(self._package)
+        self.spec = spec or _minimal_spec(self._package)
         self.precision = precision or observed_precision(self._package)
-        require_outputs(self.spec, self._package)
+        require_outputs(self.spec, self._package.outputs, where=str(path))
         with _quiet():
             self._model: Any = _import("coremltools").models.MLModel(str(path))
 
