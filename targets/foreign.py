@@ -93,6 +93,12 @@ def takes_no_picture(found: str, *, where: str) -> UnsupportedError:
     )
 
 
+def standardize(batch: NDArray[np.uint8], spec: ModelSpec) -> NDArray[np.float32]:
+    """(B, H, W, 3) pictures as the values a network computes with: (x − mean)/std per channel."""
+    mean, std = (np.array(values, np.float32) for values in (spec.mean, spec.std))
+    return (batch.astype(np.float32) - mean) / std
+
+
 def random_input(shape: tuple[int, ...], dtype: DTypeLike, *, seed: int) -> NDArray[Any]:
     """Random values of a type's whole range for integers, −1 to 1 for floats."""
     generator, kind = np.random.default_rng(seed), np.dtype(dtype)

@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 from edgeface.errors import MissingToolError, ModelError, UnsupportedError
 from edgeface.evaluate import Outputs
 from edgeface.specs import ModelSpec
-from targets.foreign import minimal_spec, random_input, require_outputs, require_pictures, takes_no_picture, try_apart
+from targets.foreign import (
+    minimal_spec,
+    random_input,
+    require_outputs,
+    require_pictures,
+    standardize,
+    takes_no_picture,
+    try_apart,
+)
 from targets.interpreter import describe, run
 from targets.protocol import Grids
 from targets.silence import silenced
@@ -134,12 +142,6 @@ class TfliteRunner:
         """See TimedRunner.prepare."""
         picture = random_input(tuple(self._input["shape"]), self._input["dtype"], seed=seed)
         return self._engine.prepare(picture)
-
-
-def standardize(batch: NDArray[np.uint8], spec: ModelSpec) -> NDArray[np.float32]:
-    """(B, H, W, 3) pictures as the values a network computes with: (x − mean)/std per channel."""
-    mean, std = (np.array(values, np.float32) for values in (spec.mean, spec.std))
-    return (batch.astype(np.float32) - mean) / std
 
 
 def delegated(path: Path) -> dict[str, tuple[int, int]]:

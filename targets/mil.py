@@ -45,8 +45,7 @@ from edgeface.evaluate import Outputs
 from edgeface.specs import ModelSpec
 from targets import artifacts
 from targets.coreml import read_model, weights_file
-from targets.foreign import minimal_spec, require_outputs
-from targets.litert import standardize
+from targets.foreign import minimal_spec, require_outputs, standardize
 from targets.protocol import Grids
 
 Arithmetic = Literal["fp32", "fp16"]

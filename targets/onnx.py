@@ -41,7 +41,15 @@ from edgeface.precision import check
 from edgeface.specs import ModelSpec
 from quantize.graph import INPUT, SHARING, Graph, Node
 from quantize.grid import Quantized, require_input_grid
-from targets.foreign import minimal_spec, random_input, require_outputs, require_pictures, takes_no_picture, try_apart
+from targets.foreign import (
+    minimal_spec,
+    random_input,
+    require_outputs,
+    require_pictures,
+    standardize,
+    takes_no_picture,
+    try_apart,
+)
 from targets.protocol import Grids
 from targets.silence import silenced
 
@@ -677,6 +685,7 @@ class OnnxRunner:
         self._shape = tuple(side if isinstance(side, int) and side > 0 else 1 for side in inputs[0].shape)
         self._kind = str(inputs[0].type)
         self._outputs = {str(entry.name): tuple(entry.shape) for entry in self._session.get_outputs()}
+        self._own = spec is not None  # a float input of a file of ours is the standardized picture
         self.spec = spec or _minimal_spec(path, self._shape, self._outputs)
         self.precision = precision or _observed_precision(path)
         require_outputs(self.spec, self._outputs, where=str(path))
@@ -698,10 +707,12 @@ class OnnxRunner:
         """See evaluate.Runner.run."""
         side = self.spec.input_px
         require_pictures(batch, side, where=str(self.path))
-        if self._kind != "tensor(uint8)" or self._shape != (1, side, side, 3):
+        standardized = self._kind == "tensor(float)" and self._own
+        if not (standardized or self._kind == "tensor(uint8)") or self._shape != (1, side, side, 3):
             raise takes_no_picture(f"{self._kind} {self._shape}", where=str(self.path))
+        pictures = standardize(batch, self.spec) if standardized else batch
         names = [output.name for output in self.spec.outputs]
-        rows = [self._session.run(names, {self._name: picture[None]}) for picture in batch]
+        rows = [self._session.run(names, {self._name: picture[None]}) for picture in pictures]
         return {
             output.name: np.asarray([row[place] for row in rows], np.float32).reshape(len(batch), *output.shape)
             for place, output in enumerate(self.spec.outputs)

@@ -51,7 +51,15 @@ from edgeface.specs import ModelSpec
 from quantize.graph import INPUT, Graph, Node
 from quantize.grid import Quantized, require_input_grid
 from targets import artifacts
-from targets.foreign import minimal_spec, random_input, require_outputs, require_pictures, takes_no_picture, try_apart
+from targets.foreign import (
+    minimal_spec,
+    random_input,
+    require_outputs,
+    require_pictures,
+    standardize,
+    takes_no_picture,
+    try_apart,
+)
 from targets.protocol import Grids
 
 NOTE = "edgeface"  # key of the metadata entry
@@ -880,6 +888,7 @@ class OpenvinoRunner:
         self._request.set_input_tensor(self._picture)
         self._saturates = _largest_weight(self._model) > _SAFE_WEIGHT and not adds_exactly()
         self._outputs = {_name(port): port for port in compiled.outputs}
+        self._own = spec is not None  # a float input of a file of ours is the standardized picture
         self.spec = spec or _minimal_spec(path, compiled.input(0), self._outputs)
         self.precision = precision or _observed_precision(self._model)
         require_outputs(self.spec, self._outputs, where=str(path))
@@ -909,13 +918,14 @@ class OpenvinoRunner:
                 do="Run the fp32 or fp16 file here",
             )
         picture = self._picture.data
-        if picture.dtype != np.uint8 or picture.shape != (1, side, side, 3):
+        standardized = picture.dtype == np.float32 and self._own
+        if not (standardized or picture.dtype == np.uint8) or picture.shape != (1, side, side, 3):
             raise takes_no_picture(f"{picture.dtype.name} {picture.shape}", where=str(self.path))
         rows = {
             output.name: np.empty((len(batch), *output.shape), np.float32) for output in self.spec.outputs
         }  # filled picture by picture: a copy of 12 kB is nothing beside one inference
         sources = {name: self._request.get_tensor(self._outputs[name]).data for name in rows}
-        for row, pixels in enumerate(batch):
+        for row, pixels in enumerate(standardize(batch, self.spec) if standardized else batch):
             picture[0] = pixels
             self._request.infer(share_outputs=True)
             for name, source in sources.items():

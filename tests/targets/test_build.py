@@ -7,13 +7,15 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgeface.cli.main import main
 from edgeface.errors import BudgetError, EdgefaceError, ModelError, OutputError, UnsupportedError
+from edgeface.precision import TARGETS
 from targets import tflite
 from targets.build import build, find_sources
-from targets.bundle import read_bundle
+from targets.bundle import read_bundle, read_golden
 
 
 def test_float_student_alone_is_told_to_be_quantized(run_folder: Path, tmp_path: Path) -> None:
@@ -272,3 +274,18 @@ def test_bad_command_lines_end_in_words_and_their_code(
     assert error["code"] == code
     assert error["found"]
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+def test_float_input_files_are_built_and_answer_the_same(target: str, run_folder: Path, tmp_path: Path) -> None:
+    """A w8a8 file that takes standardized values computes what the one that takes the picture does."""
+    made = {
+        kind: build(run_folder, target=target, precisions=["w8a8"], float_input=kind == "float", out=tmp_path / kind)
+        for kind in ("picture", "float")
+    }
+    answers = {kind: read_golden(folder) for kind, folder in made.items()}
+    assert read_bundle(made["float"])["input"]["type"] == "float32"
+    assert read_bundle(made["picture"])["input"]["type"] != "float32"
+    assert answers["float"].keys() == answers["picture"].keys()
+    assert all(np.array_equal(answers["float"][name], answers["picture"][name]) for name in answers["float"])
