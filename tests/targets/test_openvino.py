@@ -551,8 +551,11 @@ def test_float_input_takes_standardized_values(
         for name, value in expected.items():
             assert np.array_equal(found[name][0], value[row])
             assert not np.array_equal(values_in({"image": -values})[name][0], value[row])  # the twin
+    # A file of ours is handed the picture's standardized values; what a stranger's expects is not known.
+    assert same(answers(files["values"][precision], float_graph, pictures), expected)
+    stranger = OpenvinoRunner(files["values"][precision], spec=None, runtime="openvino", precision="", threads=1)
     with pytest.raises(UnsupportedError, match="can still be timed"):
-        answers(files["values"][precision], float_graph, pictures)
+        stranger.run(random_pictures(1, stranger.spec.input_px))
 
 
 def test_input_is_the_uint8_picture_and_outputs_carry_the_tasks_names(int8_files: dict[str, Path]) -> None:
