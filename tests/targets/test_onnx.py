@@ -307,8 +307,8 @@ def test_standardized_values_may_take_the_place_of_the_picture(
     assert sqnr_db(float_graph, wrong, pictures) < 60.0
     # A file of ours is handed the picture's standardized values; what a stranger's expects is not known.
     assert share_equal(runner(files["w8a8"]).run(pictures), dequantize(quantized, simulate(quantized, pictures))) == 1.0
+    stranger = runner(files["w8a8"], spec=None)
     with pytest.raises(UnsupportedError, match="uint8"):
-        stranger = runner(files["w8a8"], spec=None)
         stranger.run(random_pictures(1, stranger.spec.input_px))
 
 
