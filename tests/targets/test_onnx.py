@@ -120,7 +120,12 @@ def test_sum_of_two_maps_is_within_a_step(tmp_path: Path) -> None:
     found = runner(tmp_path / "add.onnx", spec=spec).run(pictures)
     expected = dequantize(quantized, simulate(quantized, pictures))
 
-    assert np.abs(found["gender"] - expected["gender"]).max() <= quantized.output_grid("gender")[0]
+    step = quantized.output_grid("gender")[0]
+    assert np.abs(found["gender"] - expected["gender"]).max() <= step
+    # Twin: a network that adds twice the one map is further away than that.
+    nodes = tuple(replace(node, inputs=("a", "a")) if node.op == "add" else node for node in quantized.graph.nodes)
+    other = replace(quantized, graph=replace(quantized.graph, nodes=nodes))
+    assert np.abs(found["gender"] - dequantize(other, simulate(other, pictures))["gender"]).max() > step
     assert "QLinearAdd" in dict(target.fused((tmp_path / "add.onnx").read_bytes()))
 
 
