@@ -196,9 +196,9 @@ those of full width, trained briefly by `python -m benchmarks.students`; `mtfl-c
 XNNPACK, OpenVINO, ONNX Runtime and the Core ML package (executed in float32 by `mil`) compute the student's integers.
 TFLite's own kernels (`tflite-builtin`) multiply by a fixed-point number and round twice, from the first layer on, where
 the others round once. Nothing was tried to bring the two nearer. They are held to the simulator of their own rounding
-(99.5 % of values at least, all of them here). In every row one of their task metrics is more than 0.1 point and more than
-one face from the student's. `mil-fp16` rounds every operand and result to half floats: an estimate of what a
-phone may do, judged by the task metrics. "Largest task gap" is the metric that differs most from the student's.
+(99.5 % of values at least, all of them here). In every row one of their task metrics is more than 0.1 point and more
+than one face from the student's. `mil-fp16` rounds every operand and result to half floats: an estimate of what a phone
+may do, judged by the task metrics. "Largest task gap" is the metric that differs most from the student's.
 """
 
 
