@@ -9,6 +9,7 @@
     ├── OutputError          2   an output folder that is full, read-only, or taken
     ├── BudgetError          1   a budget, parity or check that did not hold
     ├── MissingToolError     3   a tool-kit or device that is not here: NOT_RUN
+    │   └── DeviceError      3   a device that was there and did not finish its job: NOT_RUN
     └── InterruptedRun       130 stopped by the user at a step boundary; resumable
 
 Every message says what was found, what was expected, where, and what to do next.
@@ -130,6 +131,10 @@ class BudgetError(EdgefaceError):
 
 class MissingToolError(EdgefaceError):
     exit_code = 3
+
+
+class DeviceError(MissingToolError):
+    """A device that was lost, is full, or whose program ended before its job; in the device's own words."""
 
 
 class InterruptedRun(EdgefaceError):

@@ -9,7 +9,7 @@ from edgeface.errors import ConfigError, EdgefaceError, UsageError, did_you_mean
 
 
 def test_the_tree_is_as_drawn_in_the_docstring() -> None:
-    drawn = dict(re.findall(r"^ +(?:[├└]── )?([A-Z]\w+) +(\d+) ", errors.__doc__ or "", flags=re.MULTILINE))
+    drawn = dict(re.findall(r"^ +(?:│   )?(?:[├└]── )?([A-Z]\w+) +(\d+) ", errors.__doc__ or "", flags=re.MULTILINE))
     defined = {
         name: str(value.exit_code)
         for name, value in vars(errors).items()
