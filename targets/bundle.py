@@ -11,6 +11,7 @@ scorecard.json          measured task by task; written by `edgeface build` when 
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,11 +32,10 @@ from edgeface.tasks import TASKS, Kind
 from quantize.grid import Quantized
 from targets import artifacts
 from targets.codegen import generate
-from targets.litert import TfliteRunner
+from targets.judge import Codes, Judgement, answers_of, judge, must_be_identical
 from targets.model_card import model_card
-from targets.parity import difference
 from targets.program import lossless_grid_of
-from targets.protocol import Grids, TimedRunner
+from targets.protocol import Grids
 from targets.runners import MANIFEST, open_file, open_model
 
 SCHEMA = 1
@@ -56,10 +56,6 @@ _DECODE = {
     Kind.ATTRIBUTES: "one logit per attribute: present when its sigmoid exceeds threshold",
 }
 _UNITS = {Kind.LANDMARKS: "crop sides", Kind.AGE: "logit", Kind.CLASSES: "logit", Kind.ATTRIBUTES: "logit"}
-
-# Least signal-to-noise ratio of a file's golden answers on another machine than the one that wrote them. int8
-# arithmetic is the same everywhere; float sums differ in order; dynamic int8 amplifies that at the edge of a step.
-_FLOORS_DB = {"fp32": 60.0, "fp16": 45.0, "w8a32": 15.0, "w8": 45.0, "p6": 45.0, "w8a8": 15.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +116,7 @@ def write_bundle(
     entries: dict[str, Any] = {}
     for precision, path in files.items():
         runner = open_file(path, spec=spec, precision=precision)
-        for name, values in _answers(runner, images).items():
+        for name, values in answers_of(runner, images).items():
             golden[f"{precision}/{name}"] = values
         grids: Grids = {}
         if precision == "w8a8" and quantized is not None:
@@ -166,11 +162,6 @@ def write_model_card(folder: Path) -> None:
     path = folder / SCORECARD
     scorecard = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     write_bytes(folder / CARD, model_card(manifest, scorecard).encode())
-
-
-def _answers(runner: TimedRunner, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-    """What a file answers: the integers themselves where they leave the file."""
-    return runner.run_codes(images) if isinstance(runner, TfliteRunner) else dict(runner.run(images))
 
 
 def input_contract(spec: ModelSpec, *, target: str = "android", float_input: bool = False) -> dict[str, Any]:
@@ -279,20 +270,54 @@ def verify(folder: Path, *, runtime: str | None = None, threads: int = 1) -> Seq
     manifest, golden = read_bundle(folder), read_golden(folder)
     found = []
     for name, entry in manifest["files"].items():
-        precision = str(entry["precision"])
         runner = open_model(folder / name, runtime=runtime, threads=threads)
-        codes = _answers(runner, golden["images"])
-        keys = {output: f"{precision}/{output}" for output in codes}
-        missing = [key for key in keys.values() if key not in golden]
-        if missing:
-            raise ModelError(f"no answers {missing}", expected="one per output", where=str(folder / GOLDEN))
-        same = all(np.array_equal(codes[output], golden[key]) for output, key in keys.items())
-        ratios = [difference(golden[key], codes[output], lsb=None).sqnr_db for output, key in keys.items()]
-        # XNNPACK wrote the answers and computes int8 alike on every CPU; other kernels round by a few steps otherwise.
-        must_be_same = precision == "w8a8" and runner.runtime == "tflite-xnnpack"
-        passed = same if must_be_same else min(ratios) >= _FLOORS_DB[precision]
-        found.append(Verified(file=name, precision=precision, bit_identical=same, sqnr_db=min(ratios), passed=passed))
+        answers = answers_of(runner, golden["images"])
+        judged = judge_golden(manifest, name, golden, answers, runtime=runner.runtime)
+        found.append(
+            Verified(
+                file=name,
+                precision=str(entry["precision"]),
+                bit_identical=judged.bit_identical,
+                sqnr_db=min((each.sqnr_db for each in judged.outputs.values()), default=-math.inf),
+                passed=judged.passed,
+            )
+        )
     return found
+
+
+def judge_golden(manifest: Mapping[str, Any], name: str, golden: Codes, found: Codes, *, runtime: str) -> Judgement:
+    """A file's answers to the golden faces against those it was shipped with.
+
+    Args:
+        manifest: The bundle's.
+        name: The file.
+        golden: What `read_golden` gives.
+        found: Output name to the answers to all golden faces, as `answers_of` gives them.
+        runtime: What computed them.
+
+    Raises:
+        ModelError: The golden answers lack this file's.
+    """
+    entry = manifest["files"][name]
+    precision = str(entry["precision"])
+    outputs = [output["name"] for output in manifest["outputs"]]
+    missing = [output for output in outputs if f"{precision}/{output}" not in golden]
+    if missing:
+        raise ModelError(f"no {precision} answers of {missing}", expected="one per output", where=GOLDEN)
+    return judge(
+        {output: golden[f"{precision}/{output}"] for output in outputs},
+        found,
+        precision=precision,
+        grids=grids_of(entry),
+        identical=must_be_identical(
+            precision, runtime, reference=entry["golden_runtime"], floats=bool(entry["float_layers"])
+        ),
+    )
+
+
+def grids_of(entry: Mapping[str, Any]) -> dict[str, tuple[float, int]]:
+    """Output name to (scale, zero point) of a file, by its manifest entry."""
+    return {name: (float(grid["scale"]), int(grid["zero_point"])) for name, grid in entry["grids"].items()}
 
 
 def _no_bundle(folder: Path, reason: str) -> ModelError:

@@ -34,7 +34,7 @@ def open_device(on: str, *, cpu: str | None = None) -> Device:
         case "arm64":
             from targets.devices.arm64 import Arm64
 
-            return Arm64() if cpu is None else Arm64(cpu)
+            return Arm64() if cpu is None else Arm64(cpu=cpu)
         case "ssh":
             from targets.devices.ssh import Ssh
 
