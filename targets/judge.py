@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from targets.litert import TfliteRunner
 from targets.parity import difference
 from targets.protocol import Grids, TimedRunner
 
-Codes = Mapping[str, NDArray[np.generic]]
+Codes = Mapping[str, NDArray[Any]]
 
 # Least signal-to-noise ratio of a file's answers on another machine than the one that wrote them. int8 arithmetic is
 # the same everywhere; float sums differ in order; dynamic int8 amplifies that at the edge of a step.
@@ -84,7 +85,7 @@ class Judgement:
         return min(found.sqnr_db for found in self.outputs.values())
 
 
-def answers_of(runner: TimedRunner, images: NDArray[np.uint8]) -> dict[str, NDArray[np.generic]]:
+def answers_of(runner: TimedRunner, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
     """What a file answers: the integers themselves where they leave the file."""
     return runner.run_codes(images) if isinstance(runner, TfliteRunner) else dict(runner.run(images))
 
@@ -129,12 +130,10 @@ def judge(expected: Codes, found: Codes, *, precision: str, grids: Grids, identi
     return Judgement(outputs=outputs, faults=tuple(faults))
 
 
-def _agreement(
-    expected: NDArray[np.generic], found: NDArray[np.generic], *, grid: tuple[float, int] | None
-) -> Agreement:
+def _agreement(expected: NDArray[Any], found: NDArray[Any], *, grid: tuple[float, int] | None) -> Agreement:
     integer = expected.dtype.kind in "iu"
     scale, zero_point = grid if grid is not None else (1.0, 0)
-    values = [
+    values: list[NDArray[Any]] = [
         (codes.astype(np.float64) - zero_point) * scale if integer else codes.astype(np.float64)
         for codes in (expected, found)
     ]
@@ -150,8 +149,8 @@ def _agreement(
 
 def _fault(
     agreement: Agreement,
-    expected: NDArray[np.generic],
-    found: NDArray[np.generic],
+    expected: NDArray[Any],
+    found: NDArray[Any],
     *,
     precision: str,
     identical: bool,
@@ -172,7 +171,7 @@ def _fault(
     return ""
 
 
-def _looks_like(name: str, answer: NDArray[np.generic], expected: Codes, found: Codes) -> str:
+def _looks_like(name: str, answer: NDArray[Any], expected: Codes, found: Codes) -> str:
     """Whose answers these are, when they are another output's: "" when they are nobody's."""
     for other, right in expected.items():
         if other == name or not _alike(right, answer):
@@ -183,7 +182,7 @@ def _looks_like(name: str, answer: NDArray[np.generic], expected: Codes, found: 
     return ""
 
 
-def _alike(expected: NDArray[np.generic], found: NDArray[np.generic]) -> bool:
+def _alike(expected: NDArray[Any], found: NDArray[Any]) -> bool:
     if expected.shape != found.shape or expected.dtype != found.dtype or expected.size == 0:
         return False
     if (expected == found).mean() >= ALIKE:

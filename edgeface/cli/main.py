@@ -36,6 +36,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "eval": ("edgeface.cli.eval", "score a checkpoint, bundle or model file on labelled faces"),
     "parity": ("edgeface.cli.parity", "compare two models output by output on the same faces"),
     "bench": ("edgeface.cli.bench", "time models side by side, interleaved"),
+    "check": ("edgeface.cli.check", "run a bundle on the device it ships to, compare and score its answers there"),
     "report": ("edgeface.cli.report", "one self-contained report.html of a run"),
     "predict": ("edgeface.cli.predict", "find the faces in pictures, print and draw the answers"),
     "demo": ("edgeface.cli.demo", "all of it on built-in synthetic faces"),

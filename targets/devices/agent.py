@@ -15,6 +15,7 @@ JOB/0.npz, …     for the file of that place: output name to (N, *shape), as it
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import os
@@ -112,12 +113,11 @@ def run_file(folder: Path, place: int, wanted: dict[str, Any], pictures: NDArray
 
 def load(content: bytes, *, runtime: str, threads: int) -> Any:
     """An interpreter with its tensors allocated."""
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-    interpreter = Interpreter(
+    litert = importlib.import_module("ai_edge_litert.interpreter")  # it has no types
+    interpreter = litert.Interpreter(
         model_content=content,
         num_threads=threads,
-        experimental_op_resolver_type=getattr(OpResolverType, RESOLVERS[runtime]),
+        experimental_op_resolver_type=getattr(litert.OpResolverType, RESOLVERS[runtime]),
     )
     interpreter.allocate_tensors()
     return interpreter
@@ -130,7 +130,7 @@ def outputs_of(interpreter: Any) -> dict[str, Any]:
     return {detail["name"]: detail for detail in interpreter.get_output_details()}
 
 
-def run(interpreter: Any, index: int, outputs: dict[str, Any], pictures: NDArray[Any]) -> dict[str, NDArray[Any]]:
+def run(interpreter: Any, index: int, outputs: dict[str, Any], pictures: NDArray[Any]) -> dict[str, Any]:
     """Each picture, one at a time: output name to (N, *shape)."""
     answers = {
         name: np.empty((len(pictures), *(int(side) for side in detail["shape"][1:])), detail["dtype"])
