@@ -14,6 +14,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 from edgeface import __version__
 from edgeface.cli.result import Result
@@ -77,8 +78,17 @@ TARGET_PACKAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "onnx": (("onnx", "onnxslim", "onnxruntime"), ("onnxruntime",)),
 }
 
-# Runtimes whose packages contradict ours, each in an environment of its own.
-RUNTIMES_APART = ("tflite-2.14",)
+# Runtimes that cannot be packages of this environment, each in a folder of its own, and what for.
+RUNTIMES_APART = {
+    "tflite-2.14": "running .tflite as phones that were not updated do: eval --runtime tflite-2.14",
+    "arm64": "the ARM64 kernels, emulated, on a board or on a phone: check --on arm64, ssh:…, adb",
+    "amd64": "checking on another x86-64 Linux: check --on ssh:…",
+}
+_NEXT = {
+    "tflite-2.14": "edgeface eval MODEL --runtime tflite-2.14 --data …",
+    "arm64": "edgeface check BUNDLE --on arm64",
+    "amd64": "edgeface check BUNDLE --on ssh:USER@HOST",
+}
 
 # What a reader would otherwise take for more than it is; off a Mac only.
 NOTES = {"ios": "edgeface executes the saved package itself; Core ML's own predict needs macOS and is NOT_RUN here"}
@@ -90,7 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--install",
         choices=RUNTIMES_APART,
         metavar="R",
-        help=f"make the environment of a runtime that cannot share this one: {', '.join(RUNTIMES_APART)}",
+        help=f"make a runtime that cannot share this environment: {', '.join(RUNTIMES_APART)}",
     )
 
 
@@ -110,14 +120,43 @@ def run(arguments: argparse.Namespace) -> Result:
     return report(probes)
 
 
-def install(runtime: str) -> Result:
-    """Make the environment of a runtime, or say that it is there."""
+def install(name: str) -> Result:
+    """Make a runtime apart, or say that it is there."""
+    from edgeface.cli.console import note
     from targets import tflite214
+    from targets.devices import arm64, runtime
 
-    assert runtime == tflite214.NAME
-    folder = tflite214.install()
-    payload = {"schema": 1, "runtime": runtime, "folder": str(folder)}
-    return Result(payload=payload, text=f"{runtime}: {folder}\nnext: edgeface eval MODEL --runtime {runtime} --data …")
+    if _find(name) is None:
+        note(f"fetching the parts of {name}")
+    match name:
+        case "arm64":
+            folder = arm64.install()
+        case "amd64":
+            folder = runtime.install("amd64")
+        case _:
+            folder = tflite214.install()
+    size_bytes = _size_bytes(folder)
+    payload = {"schema": 1, "runtime": name, "folder": str(folder), "size_bytes": size_bytes}
+    text = f"{name}: {folder} ({size_bytes / 1e6:.0f} MB)\nnext: {_NEXT[name]}"
+    return Result(payload=payload, text=text)
+
+
+def _find(name: str) -> Path | None:
+    """A runtime's folder, or None while it is not whole."""
+    from targets import tflite214
+    from targets.devices import arm64, runtime
+
+    match name:
+        case "arm64":
+            return runtime.find("arm64") if arm64.find_emulator() else None
+        case "amd64":
+            return runtime.find("amd64")
+        case _:
+            return tflite214.find()
+
+
+def _size_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
 def probe(package: Package) -> Probe:
@@ -177,9 +216,19 @@ def report(probes: dict[str, Probe]) -> Result:
             }
         )
     from edgeface.provenance import cpu
-    from targets import tflite214
 
-    apart = tflite214.find()
+    apart = []
+    for name, use in RUNTIMES_APART.items():
+        folder = _find(name)
+        apart.append(
+            {
+                "runtime": name,
+                "folder": "" if folder is None else str(folder),
+                "size_bytes": 0 if folder is None else _size_bytes(folder),
+                "use": use,
+                "install": "" if folder is not None else f"edgeface doctor --install {name}",
+            }
+        )
     payload: dict[str, object] = {
         "schema": 1,
         "edgeface": __version__,
@@ -188,13 +237,7 @@ def report(probes: dict[str, Probe]) -> Result:
         "cpu": cpu(),
         "packages": packages,
         "targets": targets,
-        "runtimes_apart": [
-            {
-                "runtime": tflite214.NAME,
-                "folder": "" if apart is None else str(apart),
-                "install": "" if apart is not None else tflite214.DO,
-            }
-        ],
+        "runtimes_apart": apart,
         "data": {"EDGEFACE_DATA": os.environ.get("EDGEFACE_DATA", "")},
     }
     nothing = not any(target["builds"] and target["runs"] for target in targets)
@@ -224,7 +267,10 @@ def _text(payload: dict[str, object]) -> str:
         lines.append(f"{line}  ({target['note']})" if target["note"] else line)
     apart = payload["runtimes_apart"]
     assert isinstance(apart, list)
+    lines.append("")
     for runtime in apart:
-        state = f"in {runtime['folder']}" if runtime["folder"] else f"not installed; optional: {runtime['install']}"
-        lines.append(f"  {runtime['runtime']:<{width}}  {state}")
+        state = f"in {runtime['folder']}, {runtime['size_bytes'] / 1e6:.0f} MB"
+        if not runtime["folder"]:
+            state = f"not installed; optional: {runtime['install']}"
+        lines.append(f"  {runtime['runtime']:<{width}}  {state}  ({runtime['use']})")
     return "\n".join(lines)

@@ -68,19 +68,49 @@ def test_the_report_does_not_import_what_it_asks_about(monkeypatch: pytest.Monke
     assert asked == [package.name for package in PACKAGES]
 
 
-def test_an_environment_apart_is_made_or_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("runtime", doctor.RUNTIMES_APART)
+def test_a_runtime_apart_is_made_or_asked_for(
+    runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from targets import tflite214
+    from targets.devices import arm64
+    from targets.devices import runtime as devices
 
     monkeypatch.setenv("EDGEFACE_CACHE", str(tmp_path))
-    (asked,) = json.loads(json.dumps(report(WELL).payload))["runtimes_apart"]
-    assert asked == {"runtime": "tflite-2.14", "folder": "", "install": "edgeface doctor --install tflite-2.14"}
-    assert asked["runtime"] in doctor.RUNTIMES_APART
+    listed = json.loads(json.dumps(report(WELL).payload))["runtimes_apart"]
+    assert [entry["runtime"] for entry in listed] == list(doctor.RUNTIMES_APART)
+    (asked,) = [entry for entry in listed if entry["runtime"] == runtime]
+    assert (asked["folder"], asked["size_bytes"]) == ("", 0)
+    assert asked["install"] == f"edgeface doctor --install {runtime}"
+    assert asked["install"] in str(report(WELL).text)
 
-    monkeypatch.setattr(tflite214, "install", lambda: tmp_path / "tflite-2.14")
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / "part").write_bytes(bytes(2_000_000))
+    monkeypatch.setattr(tflite214, "install", lambda: made)
+    monkeypatch.setattr(arm64, "install", lambda: made)
+    monkeypatch.setattr(devices, "install", lambda architecture: made)
     from edgeface.cli.main import main
 
-    assert main(["doctor", "--install", "tflite-2.14", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["folder"] == str(tmp_path / "tflite-2.14")
+    assert main(["doctor", "--install", runtime, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["runtime"], found["folder"], found["size_bytes"]) == (runtime, str(made), 2_000_000)
+    monkeypatch.setattr(doctor, "_find", lambda name: made if name == runtime else None)
+    listed = json.loads(json.dumps(report(WELL).payload))["runtimes_apart"]
+    assert [entry["runtime"] for entry in listed if not entry["install"]] == [runtime]
+    assert f"in {made}, 2 MB" in str(report(WELL).text)
+
+
+def test_a_runtime_that_is_unknown_is_a_usage_error_twin() -> None:
+    from edgeface.cli.main import main
+
     assert main(["doctor", "--install", "tflite-1.0"]) == 2
+
+
+def test_the_report_needs_no_linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import platform
+
+    monkeypatch.setenv("EDGEFACE_CACHE", str(tmp_path))
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    assert report(WELL).exit_code == 0
