@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from edgeface.errors import ConfigError, did_you_mean
 from edgeface.precision import TARGETS
@@ -18,8 +19,10 @@ from edgeface.tasks import TASKS, Kind
 
 TEACHERS = ("vgg16", "vgg19", "resnet50")
 STUDENTS = ("edge_s", "cnn5", "vgg11", "lightcnn9", "tcdcn_relu")
-BACKBONES = (*TEACHERS, *STUDENTS)
-CORPORA = ("synthetic", "folder", "mtfl")
+RESEARCH = ("tcdcn", "tcdcn_local", "tcdcn_unshared", "inception_resnet_v1")  # trained and scored, never deployed
+BACKBONES = (*TEACHERS, *RESEARCH, *STUDENTS)
+ACTIVATIONS = ("relu", "prelu")
+CORPORA = ("synthetic", "folder", "mtfl", "fairface", "ferplus", "mebeauty", "london")
 OPTIMIZERS = ("adamw", "sgd")
 DTYPES = ("fp32", "bf16")
 CALIBRATIONS = ("minmax", "ema", "percentile", "mse")
@@ -37,6 +40,7 @@ RUNTIMES = (
     "coreml",
 )
 STAGES = ("teacher", "student", "qat")
+BUDGET_REFERENCES = ("student", "teacher")
 
 
 def _unless(condition: bool, key: str, found: object, expected: str, *, hint: str = "") -> ConfigError | None:
@@ -105,6 +109,7 @@ class NetworkSpec:
         hidden: Units of a shared hidden layer between backbone and heads; 0 leaves it out.
         head: "pool" for global average pooling, "flatten" to keep the last map; "" takes the backbone's own.
         dropout: Share of shared features dropped in training.
+        activation: One of ACTIVATIONS; networks with non-linearities of their own take "relu" only.
     """
 
     backbone: str
@@ -113,6 +118,7 @@ class NetworkSpec:
     hidden: int = 0
     head: str = ""
     dropout: float = 0.0
+    activation: str = "relu"
 
     def __post_init__(self) -> None:
         _refuse(
@@ -122,6 +128,7 @@ class NetworkSpec:
             _unless(0 <= self.hidden <= 8192, "hidden", self.hidden, "0 to 8192 units"),
             _unless(self.head in ("", "pool", "flatten"), "head", self.head, "'pool', 'flatten' or ''"),
             _unless(0.0 <= self.dropout < 1.0, "dropout", self.dropout, "a share in [0, 1)"),
+            _unless_one_of(ACTIVATIONS, "activation", self.activation),
         )
 
 
@@ -289,18 +296,59 @@ class TrainSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TransferSpec:
+    """Where a network's trunk starts from.
+
+    Attributes:
+        start: "" for random weights, "imagenet" for the published weights of this backbone, or a checkpoint folder.
+        blocks: How many of the trunk's blocks are taken over; 0 takes all.
+        frozen_prefix: How many of the trunk's blocks stay as they started, batch-norm statistics included.
+    """
+
+    start: str = ""
+    blocks: int = 0
+    frozen_prefix: int = 0
+
+    def __post_init__(self) -> None:
+        taken = self.blocks or self.frozen_prefix
+        _refuse(
+            _unless(self.blocks >= 0, "blocks", self.blocks, "0 (all) or a number of blocks"),
+            _unless(self.blocks == 0 or self.start != "", "blocks", self.blocks, "0 without a start"),
+            _unless(self.frozen_prefix >= 0, "frozen_prefix", self.frozen_prefix, "0 or a number of blocks"),
+            _unless(
+                self.frozen_prefix <= (taken if self.start else 0),
+                "frozen_prefix",
+                self.frozen_prefix,
+                "no more blocks than are taken over from a start",
+            ),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TeacherSpec:
     network: NetworkSpec = field(default_factory=lambda: NetworkSpec(backbone="vgg16"))
     train: TrainSpec = field(default_factory=TrainSpec)
+    transfer: TransferSpec = field(default_factory=TransferSpec)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudentSpec:
     network: NetworkSpec = field(default_factory=lambda: NetworkSpec(backbone="edge_s"))
     train: TrainSpec = field(default_factory=TrainSpec)
+    transfer: TransferSpec = field(default_factory=TransferSpec)
 
     def __post_init__(self) -> None:
-        _refuse(_unless_one_of(STUDENTS, "network.backbone", self.network.backbone))
+        pooled = self.network.activation == "prelu" and self.network.backbone != "edge_s"
+        _refuse(
+            _unless_one_of(STUDENTS, "network.backbone", self.network.backbone),
+            _unless(
+                not pooled,
+                "network.activation",
+                self.network.activation,
+                f"'relu': max-pooling reads {self.network.backbone}'s activations, and a PReLU there has no int8 form",
+                hint="Take edge_s, or train it as the teacher to compare",
+            ),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -387,6 +435,25 @@ class BuildSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BudgetSpec:
+    """How much worse a built file may be at a task; in a recipe a bare number stands for its points.
+
+    Attributes:
+        points: Largest allowed worsening of the task's main metric, in points (accuracies, failure and NME percent),
+            relative percent for errors in other units.
+        vs: What it is measured against, one of BUDGET_REFERENCES.
+    """
+
+    ALONE: ClassVar[str] = "points"
+
+    points: float
+    vs: str = "student"
+
+    def __post_init__(self) -> None:
+        _refuse(_unless_one_of(BUDGET_REFERENCES, "vs", self.vs))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A whole run: teacher, student and QAT on the same data and tasks.
 
@@ -396,8 +463,7 @@ class Recipe:
         seed: Decides every random choice together with epoch and sample id.
         threads: CPU threads; 0 takes all and writes the number into the resolved recipe.
         tasks: Task names with their loss weights.
-        budget: Largest allowed worsening of a task's main metric from fp32 student to built file, in points
-            (accuracies, failure and NME percent), relative percent for errors in other units.
+        budget: Task names with the largest worsening their built files may show.
     """
 
     name: str
@@ -413,7 +479,7 @@ class Recipe:
     distill: DistillSpec = field(default_factory=DistillSpec)
     qat: QatSpec = field(default_factory=QatSpec)
     build: BuildSpec = field(default_factory=BuildSpec)
-    budget: Mapping[str, float] = field(default_factory=dict)
+    budget: Mapping[str, BudgetSpec] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         plain = self.name.isascii() and all(c.isalnum() or c in "._-" for c in self.name) and self.name[:1].isalnum()
@@ -431,8 +497,13 @@ class Recipe:
             ),
             *(_unless_task(f"budget.{name}", name, self.tasks) for name in self.budget),
             *(
-                _unless(math.isfinite(points) and points >= 0.0, f"budget.{name}", points, "0 points or more")
-                for name, points in self.budget.items()
+                _unless(
+                    math.isfinite(allowed.points) and allowed.points >= 0.0,
+                    f"budget.{name}",
+                    allowed.points,
+                    "0 points or more",
+                )
+                for name, allowed in self.budget.items()
             ),
         )
 

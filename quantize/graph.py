@@ -215,9 +215,36 @@ def trace_module(module: nn.Module, *, input_px: int) -> Graph:
         # Two samples, so that a reshape which swallows the batch axis is seen.
         shapes.run(like.new_zeros(2, 3, input_px, input_px))
     builder = _Builder(traced, shapes=shapes.shapes, input_px=input_px)
+    _refuse_unknown(traced)
     for fx_node in traced.graph.nodes:
         builder.add(fx_node)
     return builder.graph()
+
+
+def _unsupported(found: str) -> UnsupportedError:
+    return UnsupportedError(
+        found,
+        expected="convolution or linear (batch-norm and ReLU or PReLU behind them), max-pooling, max-feature-map, "
+        "add, global mean or flatten",
+        where="tracing for int8",
+        do="Deploy one of the students: every file, the float ones too, is built from this form",
+    )
+
+
+def _refuse_unknown(traced: fx.GraphModule) -> None:
+    """All layers without an integer form at once, the first of each kind by name."""
+    unknown: dict[str, list[str]] = {}
+    for at in traced.graph.nodes:
+        if at.op == "call_module":
+            module = traced.get_submodule(str(at.target))
+            if not any(isinstance(module, kind) for kind, _ in _MODULES):
+                unknown.setdefault(type(module).__name__, []).append(str(at.target))
+    if unknown:
+        each = (
+            f"layer {names[0]!r}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {_no_form(kind)}"
+            for kind, names in unknown.items()
+        )
+        raise _unsupported("; ".join(each))
 
 
 class _LeafTracer(fx.Tracer):
@@ -285,13 +312,7 @@ class _Builder:
 
     def refuse(self, at: fx.Node, found: str) -> NoReturn:
         label = str(at.target) if at.op == "call_module" else at.name
-        raise UnsupportedError(
-            f"layer {label!r}: {found}",
-            expected="convolution or linear (batch-norm and ReLU or PReLU behind them), max-pooling, max-feature-map, "
-            "add, global mean or flatten",
-            where="tracing for int8",
-            do="Deploy one of the students, or build this network in fp32 or fp16",
-        )
+        raise _unsupported(f"layer {label!r}: {found}")
 
     def add(self, at: fx.Node) -> None:
         match at.op:
@@ -305,7 +326,7 @@ class _Builder:
                     if isinstance(module, kind):
                         handler(self, at, module)
                         return
-                self.refuse(at, _no_form(type(module).__name__))
+                raise AssertionError(f"{type(module).__name__} was not refused before")
             case "call_function" | "call_method":
                 target = at.target if isinstance(at.target, str) else getattr(at.target, "__name__", str(at.target))
                 if target not in _FUNCTIONS:
@@ -581,7 +602,9 @@ _REASONS |= {
     "var": _REASONS["std"],
     "std_mean": _REASONS["std"],
     "var_mean": _REASONS["std"],
+    "ZScore": _REASONS["std"],
     "InstanceNorm2d": _REASONS["std"],
+    "cat": "branches side by side need one scale, which no student needs and no target is held to",
     "leaky_relu": _REASONS["LeakyReLU"],
     "prelu": "as a function it hides its slopes; nn.PReLU has an exact form",
 }

@@ -27,9 +27,9 @@ def test_a_stage_table_has_the_names_of_the_specs(name: str) -> None:
     assert sorted(table) == sorted(names)
 
 
-def test_teachers_and_students_are_the_backbones() -> None:
-    assert set(specs.TEACHERS) | set(specs.STUDENTS) == set(specs.BACKBONES)
-    assert not set(specs.TEACHERS) & set(specs.STUDENTS)
+def test_teachers_research_networks_and_students_are_the_backbones() -> None:
+    assert len(set(specs.BACKBONES)) == len(specs.BACKBONES)
+    assert (*specs.TEACHERS, *specs.RESEARCH, *specs.STUDENTS) == specs.BACKBONES
 
 
 def test_the_runtimes_that_run_tflite_are_runtimes() -> None:

@@ -2,7 +2,8 @@
 
 Every backbone yields (B, D). `width` scales every channel count, rounded to a multiple of 8.
 A convolution followed by batch-norm has no bias of its own: folding gives it one, so the folded parameter count equals
-that of the published network with biases and without batch-norm.
+that of the published network with biases and without batch-norm. `activation` is "relu" or "prelu" (a slope for every
+channel, He et al., arXiv:1502.01852); a network that has no choice of it refuses the other.
 """
 
 from __future__ import annotations
@@ -15,15 +16,25 @@ import torch
 from torch import Tensor, nn
 
 from edgeface.errors import ConfigError
-from edgeface.models.layers import Conv2dSame, Luma, MaxFeatureMap
+from edgeface.models.layers import AbsTanh, Conv2dSame, LocallyConnected2d, Luma, MaxFeatureMap, ZScore
+from edgeface.specs import OutputSpec
+from edgeface.tasks import TASKS, Kind
 
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """A backbone and the length D of its features."""
+    """A backbone.
 
-    module: nn.Module
+    Attributes:
+        module: Pictures to (B, D) features; to (B, C, H, W) where it has branches.
+        features: D.
+        branch: Given an output, what stands between the backbone and that output's own linear layer, where the outputs
+            do not share all layers.
+    """
+
+    module: nn.Sequential
     features: int
+    branch: Callable[[OutputSpec], Built] | None = None
 
 
 def scaled(channels: int, width: float) -> int:
@@ -31,11 +42,27 @@ def scaled(channels: int, width: float) -> int:
     return channels if width == 1.0 else max(8, round(channels * width / 8) * 8)
 
 
-def _conv_bn_relu(inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1) -> list[tuple[str, nn.Module]]:
+def _activation(name: str, channels: int, *, inplace: bool = False) -> tuple[str, nn.Module]:
+    return (name, nn.PReLU(channels)) if name == "prelu" else (name, nn.ReLU(inplace=inplace))
+
+
+def _only_relu(name: str, activation: str) -> None:
+    if activation != "relu":
+        raise ConfigError(
+            f"{activation!r}",
+            expected=f"'relu': {name} has its own non-linearities",
+            where=f"{name}: activation",
+            do="Leave it out",
+        )
+
+
+def _conv_bn_relu(
+    inputs: int, outputs: int, *, activation: str, kernel: int = 3, stride: int = 1
+) -> list[tuple[str, nn.Module]]:
     return [
         ("conv", Conv2dSame(inputs, outputs, kernel, stride, bias=False)),
         ("norm", nn.BatchNorm2d(outputs)),
-        ("relu", nn.ReLU(inplace=True)),
+        _activation(activation, outputs, inplace=True),
     ]
 
 
@@ -67,7 +94,7 @@ def _closed(
     return Built(module=_block(*layers), features=channels)
 
 
-def edge_s(*, width: float, input_px: int, head: str) -> Built:
+def edge_s(*, width: float, input_px: int, head: str, activation: str = "relu") -> Built:
     """The default student: stride-2 convolutions with fused ReLU, flatten and one fully connected layer.
 
     At 64 px and width 1: 23.4 M multiply-accumulates, 0.46 M parameters. A picture halves four times, never through a
@@ -78,18 +105,22 @@ def edge_s(*, width: float, input_px: int, head: str) -> Built:
     channels, side = 3, input_px
     for number, (base, stride) in enumerate(plan, start=1):
         outputs = scaled(base, width)
-        layers.append((f"conv{number}", _block(*_conv_bn_relu(channels, outputs, stride=stride))))
+        layers.append(
+            (f"conv{number}", _block(*_conv_bn_relu(channels, outputs, activation=activation, stride=stride)))
+        )
         channels, side = outputs, -(-side // stride)
     if head == "pool":
         return _closed(layers, channels=channels, side=side, head=head, name="edge_s", input_px=input_px)
     squeezed, features = scaled(64, width), scaled(128, width)
-    layers.append(("squeeze", _block(*_conv_bn_relu(channels, squeezed, kernel=1))))
+    layers.append(("squeeze", _block(*_conv_bn_relu(channels, squeezed, activation=activation, kernel=1))))
     layers.append(("flatten", nn.Flatten()))
-    layers.append(("fc", _block(("linear", nn.Linear(squeezed * side * side, features)), ("relu", nn.ReLU()))))
+    layers.append(
+        ("fc", _block(("linear", nn.Linear(squeezed * side * side, features)), _activation(activation, features)))
+    )
     return Built(module=_block(*layers), features=features)
 
 
-def cnn5(*, width: float, input_px: int, head: str) -> Built:
+def cnn5(*, width: float, input_px: int, head: str, activation: str = "relu") -> Built:
     """CNN-5: five convolutions with max-pooling between them, global pooling behind.
 
     Source:
@@ -101,7 +132,9 @@ def cnn5(*, width: float, input_px: int, head: str) -> Built:
     channels, side = 3, input_px
     for number, (base, kernel) in enumerate(plan, start=1):
         outputs = scaled(base, width)
-        layers.append((f"conv{number}", _block(*_conv_bn_relu(channels, outputs, kernel=kernel))))
+        layers.append(
+            (f"conv{number}", _block(*_conv_bn_relu(channels, outputs, activation=activation, kernel=kernel)))
+        )
         channels = outputs
         if number < len(plan):
             layers.append((f"pool{number}", nn.MaxPool2d(2)))
@@ -117,35 +150,35 @@ _VGG: dict[str, tuple[tuple[int, ...], ...]] = {
 }
 
 
-def _vgg(name: str, *, width: float, input_px: int, head: str) -> Built:
+def _vgg(name: str, *, width: float, input_px: int, head: str, activation: str = "relu") -> Built:
     layers: list[tuple[str, nn.Module]] = []
     channels, side = 3, input_px
     for stage, plan in enumerate(_VGG[name], start=1):
         for number, base in enumerate(plan, start=1):
             outputs = scaled(base, width)
-            layers.append((f"conv{stage}_{number}", _block(*_conv_bn_relu(channels, outputs))))
+            layers.append((f"conv{stage}_{number}", _block(*_conv_bn_relu(channels, outputs, activation=activation))))
             channels = outputs
         layers.append((f"pool{stage}", nn.MaxPool2d(2)))
         side //= 2
     return _closed(layers, channels=channels, side=side, head=head or "pool", name=name, input_px=input_px)
 
 
-def vgg11(*, width: float, input_px: int, head: str) -> Built:
+def vgg11(*, width: float, input_px: int, head: str, activation: str = "relu") -> Built:
     """VGG-11 (configuration A) with batch-norm; 9,220,480 folded parameters in its convolutions."""
-    return _vgg("vgg11", width=width, input_px=input_px, head=head)
+    return _vgg("vgg11", width=width, input_px=input_px, head=head, activation=activation)
 
 
-def vgg16(*, width: float, input_px: int, head: str) -> Built:
+def vgg16(*, width: float, input_px: int, head: str, activation: str = "relu") -> Built:
     """VGG-16 (configuration D) with batch-norm; 14,714,688 folded parameters in its convolutions."""
-    return _vgg("vgg16", width=width, input_px=input_px, head=head)
+    return _vgg("vgg16", width=width, input_px=input_px, head=head, activation=activation)
 
 
-def vgg19(*, width: float, input_px: int, head: str) -> Built:
+def vgg19(*, width: float, input_px: int, head: str, activation: str = "relu") -> Built:
     """VGG-19 (configuration E) with batch-norm; 20,024,384 folded parameters in its convolutions."""
-    return _vgg("vgg19", width=width, input_px=input_px, head=head)
+    return _vgg("vgg19", width=width, input_px=input_px, head=head, activation=activation)
 
 
-def lightcnn9(*, width: float, input_px: int, head: str) -> Built:
+def lightcnn9(*, width: float, input_px: int, head: str, activation: str = "relu") -> Built:
     """LightCNN-9 on grey pictures: convolutions with max-feature-map, 1,286,048 folded parameters.
 
     Args:
@@ -156,6 +189,7 @@ def lightcnn9(*, width: float, input_px: int, head: str) -> Built:
         Wu et al., A Light CNN for Deep Face Representation, arXiv:1511.02683, table 2. Batch-norm behind each
         convolution is ours (it folds away); the published network has none.
     """
+    _only_relu("lightcnn9", activation)
     plan = (  # kernel, channels behind the max-feature-map, pooling behind it
         ("conv1", 5, 48, True),
         ("conv2a", 1, 48, False),
@@ -193,20 +227,26 @@ def lightcnn9(*, width: float, input_px: int, head: str) -> Built:
     return Built(module=_block(*layers, ("fc", fc)), features=features)
 
 
-def tcdcn_relu(*, width: float, input_px: int, head: str) -> Built:
+# Channels, kernel, and whether a 2×2 max-pooling stands behind. Source: Zhang et al., ECCV 2014, figure 2.
+_TCDCN = ((16, 5, True), (48, 3, True), (64, 3, True), (64, 2, False))
+
+
+def tcdcn_relu(*, width: float, input_px: int, head: str, activation: str = "relu") -> Built:
     """The deployable TCDCN: four unpadded convolutions on a grey picture and 100 shared features, with ReLU.
 
     Source:
         Zhang et al., Facial Landmark Detection by Deep Multi-task Learning, ECCV 2014, figure 2; ReLU stands for the
-        published |tanh|, which no integer kernel computes.
+        published |tanh|, which no integer kernel computes, and a fixed scale for the published z-score.
     """
-    plan = ((16, 5, True), (48, 3, True), (64, 3, True), (64, 2, False))
     layers: list[tuple[str, nn.Module]] = [("luma", Luma())]
     channels, side = 1, input_px
-    for number, (base, kernel, pooled) in enumerate(plan, start=1):
+    for number, (base, kernel, pooled) in enumerate(_TCDCN, start=1):
         outputs = scaled(base, width)
         layers.append(
-            (f"conv{number}", _block(("conv", nn.Conv2d(channels, outputs, kernel)), ("relu", nn.ReLU(inplace=True))))
+            (
+                f"conv{number}",
+                _block(("conv", nn.Conv2d(channels, outputs, kernel)), _activation(activation, outputs, inplace=True)),
+            )
         )
         channels, side = outputs, side - kernel + 1
         if pooled:
@@ -214,8 +254,57 @@ def tcdcn_relu(*, width: float, input_px: int, head: str) -> Built:
             side //= 2
     built = _closed(layers, channels=channels, side=side, head=head or "flatten", name="tcdcn_relu", input_px=input_px)
     features = scaled(100, width)
-    fc = _block(("linear", nn.Linear(built.features, features)), ("relu", nn.ReLU()))
+    fc = _block(("linear", nn.Linear(built.features, features)), _activation(activation, features))
     return Built(module=_block(*layers, ("fc", fc)), features=features)
+
+
+def _tcdcn(name: str, *, unshared: tuple[int, ...], width: float, input_px: int, head: str, activation: str) -> Built:
+    """A published TCDCN, in which the convolutions of these numbers have weights of their own at every position."""
+    _only_relu(name, activation)
+    layers: list[tuple[str, nn.Module]] = [("luma", Luma()), ("z_score", ZScore())]
+    channels, side = 1, input_px
+    for number, (base, kernel, pooled) in enumerate(_TCDCN, start=1):
+        outputs = scaled(base, width)
+        conv: nn.Module = (
+            LocallyConnected2d(channels, outputs, kernel, side=side)
+            if number in unshared
+            else nn.Conv2d(channels, outputs, kernel)
+        )
+        layers.append((f"conv{number}", _block(("conv", conv), ("abs_tanh", AbsTanh()))))
+        channels, side = outputs, side - kernel + 1
+        if pooled:
+            layers.append((f"pool{number}", nn.MaxPool2d(2)))
+            side //= 2
+    built = _closed(layers, channels=channels, side=side, head=head or "flatten", name=name, input_px=input_px)
+    features = scaled(100, width)
+    fc = _block(("linear", nn.Linear(built.features, features)), ("abs_tanh", AbsTanh()))
+    return Built(module=_block(*layers, ("fc", fc)), features=features)
+
+
+def tcdcn(*, width: float, input_px: int, head: str, activation: str = "relu") -> Built:
+    """TCDCN as published, with ordinary convolutions: z-scored grey picture, |tanh|, 100 shared features.
+
+    A research network: 77,236 parameters at 40 px, but no integer form; `tcdcn_relu` deploys.
+
+    Source:
+        Zhang et al., Facial Landmark Detection by Deep Multi-task Learning, ECCV 2014, figure 2 and section 3; the
+        z-score is that of a published re-implementation. Assumed, since the sources are silent: |tanh| stands before
+        the pooling and behind the 100 features too. Landmarks are in sides of the crop, the published pixels over 40;
+        as everywhere here the network gives their offset from the mean shape, which only moves the last bias.
+    """
+    return _tcdcn("tcdcn", unshared=(), width=width, input_px=input_px, head=head, activation=activation)
+
+
+def tcdcn_local(*, width: float, input_px: int, head: str, activation: str = "relu") -> Built:
+    """`tcdcn` with a locally connected fourth convolution: 126,580 parameters at 40 px."""
+    return _tcdcn("tcdcn_local", unshared=(4,), width=width, input_px=input_px, head=head, activation=activation)
+
+
+def tcdcn_unshared(*, width: float, input_px: int, head: str, activation: str = "relu") -> Built:
+    """`tcdcn` without any shared weight: 3,410,020 parameters at 40 px. Assumed: biases are not shared either."""
+    return _tcdcn(
+        "tcdcn_unshared", unshared=(1, 2, 3, 4), width=width, input_px=input_px, head=head, activation=activation
+    )
 
 
 class Bottleneck(nn.Module):
@@ -250,12 +339,13 @@ class Bottleneck(nn.Module):
         return result
 
 
-def resnet50(*, width: float, input_px: int, head: str) -> Built:
+def resnet50(*, width: float, input_px: int, head: str, activation: str = "relu") -> Built:
     """ResNet-50; 23,508,032 parameters without its classifier (23,481,472 folded). Tensor names are torchvision's.
 
     Source:
         He et al., arXiv:1512.03385, table 1.
     """
+    _only_relu("resnet50", activation)
     base = scaled(64, width)
     layers: list[tuple[str, nn.Module]] = [
         ("conv1", nn.Conv2d(3, base, 7, 2, 3, bias=False)),
@@ -275,12 +365,148 @@ def resnet50(*, width: float, input_px: int, head: str) -> Built:
     return _closed(layers, channels=channels, side=side, head=head or "pool", name="resnet50", input_px=input_px)
 
 
+def _unit(inputs: int, outputs: int, kernel: int | tuple[int, int], *, stride: int = 1, same: bool = True) -> nn.Module:
+    """Convolution, batch-norm and ReLU, as Inception-ResNet is made of; without padding where `same` is False."""
+    rows, columns = (kernel, kernel) if isinstance(kernel, int) else kernel
+    padding = (rows // 2, columns // 2) if same else (0, 0)
+    return _block(
+        ("conv", nn.Conv2d(inputs, outputs, (rows, columns), stride, padding, bias=False)),
+        ("norm", nn.BatchNorm2d(outputs, eps=0.001)),
+        ("relu", nn.ReLU()),
+    )
+
+
+class InceptionResidual(nn.Module):
+    """x + scale · (branches side by side, through a 1×1 convolution), then ReLU unless it is the last block of a trunk.
+
+    Source:
+        Szegedy et al., Inception-v4, arXiv:1602.07261, figures 10, 13 and 16; section 3.3 for the scale.
+    """
+
+    def __init__(self, branches: Sequence[nn.Module], *, inner: int, channels: int, scale: float, last: bool) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+        self.up = nn.Conv2d(inner, channels, 1)
+        self.scale, self.last = scale, last
+
+    def forward(self, input: Tensor) -> Tensor:
+        value = input + self.scale * self.up(torch.cat([branch(input) for branch in self.branches], 1))
+        return value if self.last else torch.relu(value)
+
+
+class InceptionReduction(nn.Module):
+    """Branches of stride 2 side by side, a 3×3 max-pooling among them; halves the map."""
+
+    def __init__(self, branches: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList([*branches, nn.MaxPool2d(3, 2)])
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.cat([branch(input) for branch in self.branches], 1)
+
+
+def inception_resnet_v1(*, width: float, input_px: int, head: str, activation: str = "relu") -> Built:
+    """Thin Inception-ResNet-v1: a verification branch for `identity`, an expression branch for every other output.
+
+    A research network. The trunk ends in 'Mixed_7a': (B, 1792, 3, 3) at 160 px and width 1. Each branch has its own two
+    block8, so the branches share no layer behind the trunk. The embedding is L2-normalised where it is used.
+
+    Source:
+        Ming et al., Dynamic Multi-Task Learning for Face Recognition with Facial Expression, arXiv:1911.03281, and its
+        released code for the number of blocks (1, 1, 1 + 1), the scales .17, .10, .20 and both branches; Szegedy et
+        al., arXiv:1602.07261, for the blocks. Assumed, from the widely used face recognition code that this one is
+        based on: the stem's channels, the kernels inside the blocks, batch-norm's epsilon, unpadded reductions, a last
+        block8 without ReLU at scale 1, and pictures standardised by (x − 127.5)/128.
+    """
+    _only_relu("inception_resnet_v1", activation)
+    if head == "flatten":
+        raise ConfigError(
+            "'flatten'", expected="'pool' or ''", where="inception_resnet_v1: head", do="Its branches end in a mean"
+        )
+    side = input_px
+    for kernel, stride in ((3, 2), (3, 1), (3, 2), (3, 1), (3, 2), (3, 2), (3, 2)):  # every unpadded layer
+        side = (side - kernel) // stride + 1
+    if side < 1:
+        raise ConfigError(
+            f"{input_px} px", expected="75 or more", where="inception_resnet_v1: input_px", do="Raise input_px"
+        )
+
+    def c(channels: int) -> int:
+        return scaled(channels, width)
+
+    trunk: list[tuple[str, nn.Module]] = [
+        ("conv1", _unit(3, c(32), 3, stride=2, same=False)),
+        ("conv2", _unit(c(32), c(32), 3, same=False)),
+        ("conv3", _unit(c(32), c(64), 3)),
+        ("pool3", nn.MaxPool2d(3, 2)),
+        ("conv4", _unit(c(64), c(80), 1)),
+        ("conv5", _unit(c(80), c(192), 3, same=False)),
+        ("conv6", _unit(c(192), c(256), 3, stride=2, same=False)),
+    ]
+    channels, inner = c(256), c(32)
+    block35 = [
+        _unit(channels, inner, 1),
+        nn.Sequential(_unit(channels, inner, 1), _unit(inner, inner, 3)),
+        nn.Sequential(_unit(channels, inner, 1), _unit(inner, inner, 3), _unit(inner, inner, 3)),
+    ]
+    trunk.append(("block35", InceptionResidual(block35, inner=3 * inner, channels=channels, scale=0.17, last=False)))
+    reduction_a = [
+        _unit(channels, c(384), 3, stride=2, same=False),
+        nn.Sequential(
+            _unit(channels, c(192), 1), _unit(c(192), c(192), 3), _unit(c(192), c(256), 3, stride=2, same=False)
+        ),
+    ]
+    trunk.append(("reduction_a", InceptionReduction(reduction_a)))
+    channels, inner = channels + c(384) + c(256), c(128)  # 896
+    block17 = [
+        _unit(channels, inner, 1),
+        nn.Sequential(_unit(channels, inner, 1), _unit(inner, inner, (1, 7)), _unit(inner, inner, (7, 1))),
+    ]
+    trunk.append(("block17", InceptionResidual(block17, inner=2 * inner, channels=channels, scale=0.10, last=False)))
+    reduction_b = [
+        nn.Sequential(_unit(channels, c(256), 1), _unit(c(256), c(384), 3, stride=2, same=False)),
+        nn.Sequential(_unit(channels, c(256), 1), _unit(c(256), c(256), 3, stride=2, same=False)),
+        nn.Sequential(
+            _unit(channels, c(256), 1), _unit(c(256), c(256), 3), _unit(c(256), c(256), 3, stride=2, same=False)
+        ),
+    ]
+    trunk.append(("mixed_7a", InceptionReduction(reduction_b)))
+    channels += c(384) + 2 * c(256)  # 1792
+
+    def block8(*, scale: float, last: bool) -> nn.Module:
+        inner = c(192)
+        branches = [
+            _unit(channels, inner, 1),
+            nn.Sequential(_unit(channels, inner, 1), _unit(inner, inner, (1, 3)), _unit(inner, inner, (3, 1))),
+        ]
+        return InceptionResidual(branches, inner=2 * inner, channels=channels, scale=scale, last=last)
+
+    def branch(output: OutputSpec) -> Built:
+        layers = [
+            ("block8_1", block8(scale=0.20, last=False)),
+            ("block8_2", block8(scale=1.0, last=True)),
+            *_pool_head(),
+            ("dropout", nn.Dropout(0.5)),
+        ]
+        if TASKS[output.task].kind is Kind.IDENTITY:
+            return Built(module=_block(*layers), features=channels)
+        units = c(128)
+        fc = _block(("linear", nn.Linear(channels, units)), ("relu", nn.ReLU()))
+        return Built(module=_block(*layers, ("fc", fc)), features=units)
+
+    return Built(module=_block(*trunk), features=channels, branch=branch)
+
+
 Builder = Callable[..., Built]
 
 BUILDERS: dict[str, Builder] = {
     "vgg16": vgg16,
     "vgg19": vgg19,
     "resnet50": resnet50,
+    "tcdcn": tcdcn,
+    "tcdcn_local": tcdcn_local,
+    "tcdcn_unshared": tcdcn_unshared,
+    "inception_resnet_v1": inception_resnet_v1,
     "edge_s": edge_s,
     "cnn5": cnn5,
     "vgg11": vgg11,
@@ -296,9 +522,9 @@ def initialise(modules: Sequence[nn.Module], *, generator: torch.Generator) -> N
         He et al., arXiv:1502.01852.
     """
     for module in modules:
-        if isinstance(module, Luma) or not isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, Luma) or not isinstance(module, nn.Conv2d | nn.Linear | LocallyConnected2d):
             continue
-        fan_in = module.weight[0].numel()
+        fan_in = module.weight.shape[1] if isinstance(module, LocallyConnected2d) else module.weight[0].numel()
         with torch.no_grad():
             module.weight.normal_(0.0, (2.0 / fan_in) ** 0.5, generator=generator)
             if module.bias is not None:

@@ -1,4 +1,4 @@
-"""Layers the students share. All of them have an exact integer form."""
+"""Layers of the networks. All have an exact integer form but those that say they have none (research networks)."""
 
 from __future__ import annotations
 
@@ -72,3 +72,56 @@ class Luma(nn.Conv2d):
         with torch.no_grad():
             self.weight.copy_(torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1))
         self.weight.requires_grad_(False)
+
+
+class AbsTanh(nn.Module):
+    """|tanh(x)|, element by element; no integer form.
+
+    Source:
+        Zhang et al., Facial Landmark Detection by Deep Multi-task Learning, ECCV 2014, section 3.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.tanh(input).abs()
+
+
+class ZScore(nn.Module):
+    """Each picture less its own mean, over its own standard deviation: (B, C, H, W) to the same; no integer form.
+
+    A picture of one value gives zeros.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        deviation, mean = torch.std_mean(input, (1, 2, 3), correction=0, keepdim=True)
+        return (input - mean) / (deviation + 1e-5)
+
+
+class LocallyConnected2d(nn.Module):
+    """A convolution without padding whose weights are its own at every position; no integer form.
+
+    Args:
+        inputs: Channels read.
+        outputs: Channels given.
+        kernel: Side of the square window.
+        side: Side of the square input map.
+
+    Attributes:
+        weight: (P, inputs · kernel², outputs), one matrix for each of P output positions, row by row.
+        bias: (outputs · P,), channel by channel.
+
+    Source:
+        Taigman et al., DeepFace, CVPR 2014, section 2.2.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, *, side: int) -> None:
+        super().__init__()
+        self.kernel, self.side = kernel, side - kernel + 1
+        positions = self.side**2
+        self.weight = nn.Parameter(torch.empty(positions, inputs * kernel**2, outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs * positions))  # flat, so that weight decay leaves it alone
+        nn.init.normal_(self.weight, 0.0, (2.0 / self.weight.shape[1]) ** 0.5)
+
+    def forward(self, input: Tensor) -> Tensor:
+        windows = F.unfold(input, self.kernel).permute(2, 0, 1)  # (P, B, inputs · kernel²)
+        maps = torch.bmm(windows, self.weight).permute(1, 2, 0)  # (B, outputs, P)
+        return (maps + self.bias.view(-1, maps.shape[2])).reshape(len(input), -1, self.side, self.side)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from edgeface.errors import ConfigError
 from edgeface.models.backbones import BUILDERS, initialise
 from edgeface.models.layers import Luma, Standardize
 from edgeface.specs import STUDENTS, ModelSpec, NetworkSpec, OutputSpec
@@ -15,6 +16,13 @@ from edgeface.specs import STUDENTS, ModelSpec, NetworkSpec, OutputSpec
 # Statistics of ImageNet in 0–255 values, as the torchvision teachers expect them.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
+_IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
+_STUDENT = ((128.0,) * 3, (64.0,) * 3)
+# TCDCN z-scores each picture itself; the last is [M], see its builder.
+_RESEARCH = {
+    **dict.fromkeys(("tcdcn", "tcdcn_local", "tcdcn_unshared"), ((0.0,) * 3, (255.0,) * 3)),
+    "inception_resnet_v1": ((127.5,) * 3, (128.0,) * 3),
+}
 
 
 class MultiTaskNetwork(nn.Module):
@@ -25,24 +33,44 @@ class MultiTaskNetwork(nn.Module):
         standardize: (x − mean) / std.
         backbone: Pictures to (B, D) features.
         hidden: Shared layer behind the backbone; identity when the spec has none.
+        branches: Output name to what stands between the shared features and its head; empty for most backbones.
         heads: Output name to its linear layer.
+        frozen_prefix: How many of the trunk's blocks stay fixed and in evaluation mode.
     """
 
     def __init__(self, network: NetworkSpec, model: ModelSpec) -> None:
         super().__init__()
         self.input_px = network.input_px
-        built = BUILDERS[network.backbone](width=network.width, input_px=network.input_px, head=network.head)
+        self.frozen_prefix = 0
+        built = BUILDERS[network.backbone](
+            width=network.width, input_px=network.input_px, head=network.head, activation=network.activation
+        )
         self.shapes: dict[str, tuple[int, ...]] = {output.name: output.shape for output in model.outputs}
         self.standardize = Standardize(model.mean, model.std)
-        self.backbone = built.module
+        self.backbone: nn.Sequential = built.module
         features = built.features
         self.hidden: nn.Module = nn.Identity()
+        if network.hidden and built.branch is not None:
+            raise ConfigError(
+                f"{network.hidden} shared hidden units",
+                expected=f"0: the outputs of {network.backbone} share its trunk alone",
+                where="hidden",
+                do="Set it to 0",
+            )
         if network.hidden:
-            self.hidden = nn.Sequential(nn.Linear(features, network.hidden), nn.ReLU())
+            activation: nn.Module = nn.PReLU(network.hidden) if network.activation == "prelu" else nn.ReLU()
+            self.hidden = nn.Sequential(nn.Linear(features, network.hidden), activation)
             features = network.hidden
         self.dropout = nn.Dropout(network.dropout)
+        own = {} if built.branch is None else {output.name: built.branch(output) for output in model.outputs}
+        self.branches = nn.ModuleDict({name: branch.module for name, branch in own.items()})
         self.heads = nn.ModuleDict(
-            {output.name: nn.Linear(features, math.prod(output.shape)) for output in model.outputs}
+            {
+                output.name: nn.Linear(
+                    own[output.name].features if output.name in own else features, math.prod(output.shape)
+                )
+                for output in model.outputs
+            }
         )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -55,20 +83,99 @@ class MultiTaskNetwork(nn.Module):
             Output name to (B, *shape): logits, scores, embeddings, or landmark offsets in crop sides.
         """
         features = self.dropout(self.hidden(self.backbone(self.standardize(images))))
-        return {name: head(features).unflatten(1, self.shapes[name]) for name, head in self.heads.items()}
+        return {
+            name: head(self.branches[name](features) if name in self.branches else features).unflatten(
+                1, self.shapes[name]
+            )
+            for name, head in self.heads.items()
+        }
+
+    def freeze(self, blocks: int) -> None:
+        """Keep the first blocks of the trunk as they are: no gradient, and batch-norm as in evaluation.
+
+        Raises:
+            ConfigError: The trunk has fewer blocks.
+        """
+        trunk = trunk_blocks(self.backbone)
+        if blocks > len(trunk):
+            raise ConfigError(
+                f"{blocks}",
+                expected=f"0 to {len(trunk)}, the blocks of this trunk",
+                where="transfer.frozen_prefix",
+                do="Lower it",
+            )
+        self.frozen_prefix = blocks
+        for module in (module for block in trunk[:blocks] for module in block):
+            module.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> MultiTaskNetwork:
+        """As nn.Module.train, but a frozen prefix stays in evaluation mode."""
+        super().train(mode)
+        for module in (module for block in trunk_blocks(self.backbone)[: self.frozen_prefix] for module in block):
+            module.eval()
+        return self
+
+
+def trunk_blocks(backbone: nn.Sequential) -> list[list[nn.Module]]:
+    """The blocks of a trunk, from the picture on, as `frozen_prefix` counts them.
+
+    A block is a child with weights to train (a convolution with its batch-norm, a stage of ResNet, …), together with
+    the children without a convolution or linear layer behind it: batch-norm, activation, pooling.
+    """
+    blocks: list[list[nn.Module]] = []
+    for child in backbone:
+        if any(p.ndim > 1 for p in child.parameters()) and not isinstance(child, Luma):
+            blocks.append([child])
+        elif blocks:
+            blocks[-1].append(child)
+    return blocks
+
+
+def take_over(network: MultiTaskNetwork, source: nn.Sequential, *, blocks: int = 0) -> int:
+    """Copy the first blocks of another trunk into a network's: transfer, and TCDCN's step from 5 to 68 points.
+
+    Args:
+        network: Changed in place; its other layers keep their own start.
+        source: A trunk whose first blocks have the same shapes.
+        blocks: How many; 0 takes all.
+
+    Returns:
+        How many blocks were copied.
+
+    Raises:
+        ConfigError: A block is missing on either side, or has other shapes.
+    """
+    own, others = trunk_blocks(network.backbone), trunk_blocks(source)
+    count = blocks or max(len(own), len(others))
+    if count > min(len(own), len(others)):
+        raise ConfigError(
+            f"{count} blocks",
+            expected=f"as many as both trunks have ({len(own)} and {len(others)})",
+            where="transfer.blocks",
+            do="Lower it",
+        )
+    for place, (mine, theirs) in enumerate(zip(own[:count], others[:count], strict=True), start=1):
+        # Blocks are compared child by child: activations and poolings hold nothing, or one slope a channel.
+        states = [[module.state_dict() for module in block] for block in (mine, theirs)]
+        shapes = [[{n: t.shape for n, t in state.items()} for state in block if state] for block in states]
+        if shapes[0] != shapes[1]:
+            raise ConfigError(
+                f"block {place} has other shapes than the network it starts from",
+                expected="the same backbone, width and activation",
+                where="transfer.start",
+                do=f"Take over {place - 1} blocks (transfer.blocks), or start from another network",
+            )
+        filled = [[module for module in block if module.state_dict()] for block in (mine, theirs)]
+        for into, out_of in zip(*filled, strict=True):
+            into.load_state_dict(out_of.state_dict())
+    return count
 
 
 def model_spec(network: NetworkSpec, outputs: Sequence[OutputSpec]) -> ModelSpec:
     """What the users of a network of this spec must know; deployable students take (x − 128) / 64."""
-    if network.backbone in STUDENTS:
-        return ModelSpec(name=network.backbone, input_px=network.input_px, outputs=tuple(outputs))
-    return ModelSpec(
-        name=network.backbone,
-        input_px=network.input_px,
-        outputs=tuple(outputs),
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-    )
+    mean, std = _STUDENT if network.backbone in STUDENTS else _RESEARCH.get(network.backbone, _IMAGENET)
+    return ModelSpec(name=network.backbone, input_px=network.input_px, outputs=tuple(outputs), mean=mean, std=std)
 
 
 def build_network(network: NetworkSpec, model: ModelSpec, *, seed: int = 0) -> MultiTaskNetwork:

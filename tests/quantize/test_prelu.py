@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgeface.errors import UnsupportedError
+from edgeface.errors import ConfigError, UnsupportedError
 from edgeface.models.layers import Conv2dSame, MaxFeatureMap, Standardize
+from edgeface.models.network import build_network, model_spec
+from edgeface.specs import NetworkSpec, StudentSpec, output_spec
 from quantize.fakequant import FakeQuantNetwork
-from quantize.graph import Graph, run, trace_module
+from quantize.graph import Graph, run, trace, trace_module
 from quantize.grid import dequantize, simulate
 
 Pictures = Callable[[int, int], NDArray[np.uint8]]
@@ -150,7 +152,6 @@ class Custom(nn.Module):
         super().__init__()
         self.conv = Conv2dSame(3, 4, 3)
         self.prelu = nn.PReLU(4)
-        self.local = nn.Parameter(torch.ones(64, 4, 36))
         self.slope = nn.Parameter(torch.ones(4))
         self.function = function
 
@@ -158,25 +159,12 @@ class Custom(nn.Module):
         return {"answer": self.function(self, images)}
 
 
-def _abs_tanh(m: Custom, x: Tensor) -> Tensor:
-    return torch.abs(torch.tanh(m.conv(x)))
-
-
 def _abs(m: Custom, x: Tensor) -> Tensor:
     return m.conv(x).abs()
 
 
-def _locally_connected(m: Custom, x: Tensor) -> Tensor:
-    columns = F.unfold(m.conv(x), 3, padding=1)
-    return torch.einsum("bkp,pok->bop", columns, m.local)
-
-
 def _z_score(m: Custom, x: Tensor) -> Tensor:
     return m.conv((x - x.mean((1, 2, 3), keepdim=True)) / x.std((1, 2, 3), keepdim=True))
-
-
-def _z_score_deviation_first(m: Custom, x: Tensor) -> Tensor:
-    return m.conv(x / torch.std(x, (1, 2, 3), keepdim=True))
 
 
 def _functional_prelu(m: Custom, x: Tensor) -> Tensor:
@@ -195,11 +183,8 @@ def _prelu_is_added(m: Custom, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
-        (_abs_tanh, "layer 'tanh'.*tables round differently"),
         (_abs, "layer 'abs.*magnitudes"),
-        (_locally_connected, "layer 'unfold'.*other weights at every position"),
         (_z_score, "layer 'mean'.*z-score"),
-        (_z_score_deviation_first, "layer 'std'.*z-score"),
         (_functional_prelu, "slope"),
         (_prelu_leaves, "'answer' is the PReLU of 'conv'"),
         (_prelu_is_added, "layer 'add'.*PReLU of 'conv'"),
@@ -210,3 +195,56 @@ def test_a_layer_that_no_target_keeps_integer_is_refused_with_its_reason(
 ) -> None:
     with pytest.raises(UnsupportedError, match=reason):
         trace_module(Custom(function), input_px=8)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "reasons"),
+    [
+        (
+            "tcdcn",
+            ("'backbone.z_score': ZScore.*a division", "'backbone.conv1.abs_tanh' and 4 more: AbsTanh.*magnitudes"),
+        ),
+        ("tcdcn_local", ("'backbone.z_score'", "'backbone.conv4.conv': LocallyConnected2d.*other weights at every")),
+        ("tcdcn_unshared", ("'backbone.z_score'", "'backbone.conv1.conv' and 3 more: LocallyConnected2d")),
+    ],
+)
+def test_a_research_network_is_refused_naming_each_kind_of_layer_and_why(
+    backbone: str, reasons: tuple[str, ...]
+) -> None:
+    network = NetworkSpec(backbone=backbone, width=0.25, input_px=40)
+    built = build_network(network, model_spec(network, (output_spec("gender"),)))
+    for reason in reasons:
+        with pytest.raises(UnsupportedError, match=reason):
+            trace(built)
+
+
+def test_the_deployable_form_of_that_network_is_accepted() -> None:
+    network = NetworkSpec(backbone="tcdcn_relu", width=0.25, input_px=40)
+    assert trace(build_network(network, model_spec(network, (output_spec("gender"),)))).nodes
+
+
+def test_edge_s_with_prelu_is_traced_exactly(
+    pictures: Pictures, images: Images, stirred: Callable[[nn.Module], None]
+) -> None:
+    network = NetworkSpec(backbone="edge_s", width=0.25, input_px=32, hidden=8, activation="prelu")
+    built = build_network(network, model_spec(network, (output_spec("gender"), output_spec("pose"))))
+    stirred(built)
+    for module in built.modules():
+        if isinstance(module, nn.PReLU):
+            module.weight.data.uniform_(-0.5, 1.5)
+    graph, batch = trace(built.double()), images(pictures(3, 32)).double()
+    assert largest_difference(built, graph, batch) < FOLDED
+    weight = graph.weights["backbone_conv2_conv"].clone()
+    weight.flatten()[-1] *= 1 + 1e-6
+    wrong = replace(graph, weights={**graph.weights, "backbone_conv2_conv": weight})
+    assert largest_difference(built, wrong, batch) > FOLDED  # the twin
+
+
+@pytest.mark.parametrize("backbone", ["cnn5", "vgg11", "tcdcn_relu"])
+def test_prelu_under_a_max_pooling_is_refused_before_anything_is_trained(backbone: str) -> None:
+    network = NetworkSpec(backbone=backbone, width=0.25, input_px=40, activation="prelu")
+    with pytest.raises(ConfigError, match=f"network.activation: 'prelu'.*max-pooling reads {backbone}"):
+        StudentSpec(network=network)
+    built = build_network(network, model_spec(network, (output_spec("gender"),)))
+    with pytest.raises(UnsupportedError, match="max_pool reads the PReLU"):
+        trace(built)
