@@ -1,0 +1,413 @@
+"""Over ssh: a real client and a real sshd on loopback; what goes wrong is said, and nothing is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from edgeface.errors import DeviceError, MissingToolError, UsageError
+from targets.devices import guard, remote, runtime
+from targets.devices.ssh import CONFIG, Ssh
+
+from .sshd import Sshd, find_sshd, left_behind, running
+
+Start = Callable[..., Sshd]
+
+# What stands for the agent where only the way there and back is looked at: $1 is the job.
+ECHO = 'cat "$1/pictures.npy" > "$1/0.npz" && echo "{}" > "$1/result.json" && echo "one file done"'
+SLOW = "sleep 4321 & wait"
+SILENT = str
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory) -> str:
+    if shutil.which("ssh") is None or shutil.which("ssh-keygen") is None:
+        pytest.skip("no ssh client: apt-get install openssh-client")
+    return find_sshd(tmp_path_factory.mktemp("openssh-server"))
+
+
+@pytest.fixture
+def start(program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    """Start a server, which the ssh client is configured for."""
+    servers: list[Sshd] = []
+
+    def begin(*, lines: Sequence[str] = (), environment: Sequence[str] = ()) -> Sshd:
+        servers.append(Sshd(program, tmp_path / f"sshd{len(servers)}", lines=lines, environment=environment))
+        monkeypatch.setenv(CONFIG, str(servers[-1].config))
+        return servers[-1]
+
+    yield begin
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    folder = tmp_path / "job"
+    folder.mkdir()
+    (folder / "pictures.npy").write_bytes(os.urandom(200_000))
+    (folder / "a b'c.tflite").write_bytes(b"a model")
+    ordered = {"files": [{"file": "a b'c.tflite"}], "pictures": "pictures.npy"}
+    (folder / "job.json").write_text(json.dumps(ordered), encoding="utf-8")
+    return folder
+
+
+def stand_in(patch: pytest.MonkeyPatch, folder: Path, script: str, *, runtime_bytes: int = 1000) -> None:
+    """Put a shell script in the place of the runtime and the agent."""
+    archive = folder / "runtime.tar.gz"
+    with archive.open("wb") as raw, gzip.open(raw, "wb") as stream, tarfile.open(fileobj=stream, mode="w") as tar:
+        entry = tarfile.TarInfo("filling")
+        entry.size = runtime_bytes
+        tar.addfile(entry, io.BytesIO(bytes(runtime_bytes)))
+    patch.setattr(runtime, "archive", lambda _: archive)
+    patch.setattr(runtime, "start", lambda *_: ["sh", "-c", script])
+
+
+def stub(server_folder: Path, name: str, script: str) -> str:
+    """A program of this name goes before all others on the device; gives the line of its environment that says so."""
+    server_folder.mkdir(parents=True, exist_ok=True)
+    (server_folder / name).write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    (server_folder / name).chmod(0o755)
+    return f"PATH={server_folder}:/usr/bin:/bin"
+
+
+def test_a_job_comes_back_with_its_answers_and_nothing_is_left(
+    start: Start, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start()
+    stand_in(monkeypatch, tmp_path, ECHO)
+    told: list[str] = []
+    device = Ssh(server.target)
+    device.run(job, told=told.append)
+    assert (job / "0.npz").read_bytes() == (job / "pictures.npy").read_bytes()
+    assert json.loads((job / "result.json").read_text()) == {}
+    assert f"{device.name}: one file done" in told
+    assert not device.emulated
+    assert left_behind(server.device) == []
+    assert running(f"-p {server.port}") == []
+
+
+def test_every_file_of_the_job_arrives_as_it_was(
+    start: Start, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch, tmp_path, 'cd "$1" && cat job.json pictures.npy *.tflite > 0.npz && echo > result.json')
+    Ssh(start().target).run(job, told=SILENT)
+    sent = b"".join((job / name).read_bytes() for name in ("job.json", "pictures.npy", "a b'c.tflite"))
+    assert (job / "0.npz").read_bytes() == sent
+
+
+def test_only_files_of_the_job_are_fetched(
+    start: Start, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch, tmp_path, f'{ECHO}; echo > "$1/job.json"; echo > "$1/1.npz"; echo > "$1/../up.npz"')
+    before = (job / "job.json").read_bytes()
+    Ssh(start().target).run(job, told=SILENT)
+    assert (job / "job.json").read_bytes() == before
+    assert sorted(path.name for path in job.iterdir()) == [
+        *("0.npz", "a b'c.tflite", "job.json", "pictures.npy", "result.json")
+    ]
+
+
+def test_a_guard_that_does_not_clean_up_is_noticed_twin(
+    start: Start, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start()
+    stand_in(monkeypatch, tmp_path, ECHO)
+    monkeypatch.setattr(guard, "_GUARD", guard._GUARD.replace("trap clean EXIT", ""))
+    Ssh(server.target).run(job, told=SILENT)
+    assert len(left_behind(server.device, within_s=0.5)) == 1
+
+
+def test_a_connection_lost_in_the_middle_is_said_and_the_device_cleans_itself(
+    start: Start, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start()
+    with pytest.raises(DeviceError, match="connection was lost while running the agent"):
+        _cut_while_running(server, job, tmp_path, monkeypatch)
+    assert left_behind(server.device) == []
+    assert running(f"{server.device}/edgeface-") == []
+    assert not (job / "result.json").exists()
+
+
+def test_without_the_guard_a_lost_connection_leaves_the_folder_twin(
+    start: Start, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start()
+    monkeypatch.setattr(guard, "_GUARD", guard._GUARD.replace("trap clean EXIT", ""))
+    with pytest.raises(DeviceError, match="connection was lost"):
+        _cut_while_running(server, job, tmp_path, monkeypatch)
+    left = running(f"{server.device}/edgeface-", within_s=0.5)
+    assert left != []
+    for process in left:
+        os.kill(process, 9)
+    assert len(left_behind(server.device, within_s=0.5)) == 1
+
+
+def _cut_while_running(server: Sshd, job: Path, folder: Path, patch: pytest.MonkeyPatch) -> None:
+    started = folder / "started"
+    stand_in(patch, folder, f"echo > {started}; sleep 60")
+
+    def cut() -> None:
+        while not started.exists():
+            threading.Event().wait(0.05)
+        server.cut()
+
+    cutter = threading.Thread(target=cut, daemon=True)
+    cutter.start()
+    try:
+        Ssh(server.target).run(job, told=SILENT)
+    finally:
+        started.touch()
+        cutter.join()
+
+
+def test_an_interrupt_here_leaves_nothing_there(
+    start: Start, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start()
+    stand_in(monkeypatch, tmp_path, ECHO)
+
+    def interrupt(line: str) -> None:
+        if line.endswith("running"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Ssh(server.target).run(job, told=interrupt)
+    assert left_behind(server.device) == []
+
+
+def test_an_agent_that_does_not_end_is_ended(
+    start: Start, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start()
+    stand_in(monkeypatch, tmp_path, "exec sleep 60")
+    with pytest.raises(DeviceError, match="running the agent was not done within 1 s"):
+        Ssh(server.target, limit_s=1.0).run(job, told=SILENT)
+    assert left_behind(server.device) == []
+    assert running(f"{server.device}/edgeface-") == []
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo 'no such module' >&2; exit 7", "ended with exit status 7: no such module"),
+        ("kill -ILL $$", "was ended by SIGILL"),
+        ("exit 0", "wrote no result.json"),
+    ],
+)
+def test_an_agent_that_crashes_is_quoted(
+    script: str, said: str, start: Start, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start()
+    stand_in(monkeypatch, tmp_path, script)
+    with pytest.raises(DeviceError, match=said):
+        Ssh(server.target).run(job, told=SILENT)
+    assert left_behind(server.device) == []
+
+
+def test_a_wrong_key_is_refused_with_what_to_do(start: Start, job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = start()
+    monkeypatch.setenv(CONFIG, str(server.write_config("stranger")))
+    with pytest.raises(DeviceError, match=r"Permission denied .*ssh-copy-id"):
+        Ssh(server.target).run(job, told=SILENT)
+
+
+def test_an_unknown_host_key_is_never_accepted(start: Start, job: Path) -> None:
+    server = start()
+    (server.folder / "known").write_text("", encoding="utf-8")
+    with pytest.raises(DeviceError, match=r"Host key verification failed.*Log in once by hand"):
+        Ssh(server.target).run(job, told=SILENT)
+    assert (server.folder / "known").read_text(encoding="utf-8") == ""
+
+
+def test_a_changed_host_key_is_named(start: Start, job: Path) -> None:
+    server = start()
+    server.trust(server.folder / "stranger.pub")
+    with pytest.raises(DeviceError, match=r"has changed .*Find out why its key changed"):
+        Ssh(server.target).run(job, told=SILENT)
+
+
+def test_a_refused_connection_is_named(start: Start, job: Path) -> None:
+    server = start()
+    server.stop()
+    with pytest.raises(DeviceError, match=r"Connection refused.*ssh server on that port"):
+        Ssh(server.target).run(job, told=SILENT)
+
+
+def test_an_unknown_host_is_named(start: Start, job: Path) -> None:
+    start()
+    with pytest.raises(DeviceError, match=r"Could not resolve hostname no-such-board.invalid"):
+        Ssh("no-such-board.invalid").run(job, told=SILENT)
+
+
+def test_too_little_space_is_refused_before_anything_is_pushed(
+    start: Start, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start()
+    stand_in(monkeypatch, tmp_path, ECHO)
+    monkeypatch.setattr(remote, "_SLACK_BYTES", 2**58)
+    with pytest.raises(DeviceError, match=r"no folder on the device .* has \d+ KB free.*Expected 274877906\d+ MB free"):
+        Ssh(server.target).run(job, told=SILENT)
+    assert left_behind(server.device) == []
+
+
+def test_a_disk_that_fills_up_on_the_way_is_named(
+    start: Start, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch, tmp_path, ECHO, runtime_bytes=4_000_000)
+    monkeypatch.setattr(remote, "_SLACK_BYTES", -4_000_000)  # as if another program took the space in the meantime
+    with disk_of_two_megabytes(start) as server:
+        with pytest.raises(DeviceError, match=r"unpacking the runtime failed .*KB are free there now") as caught:
+            Ssh(server.target).run(job, told=SILENT)
+        assert left_behind(server.device) == []
+    assert "tar: " in str(caught.value)
+
+
+@contextlib.contextmanager
+def disk_of_two_megabytes(start: Start) -> Iterator[Sshd]:
+    """A device with a small file system; where we may mount none, its shell writes no file of more than 1 MB."""
+    limited = "ulimit -f 2048; trap '' XFSZ; eval \"$SSH_ORIGINAL_COMMAND\""
+    server = start()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(server.device)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        yield start(lines=(f"ForceCommand {limited}",))
+        return
+    try:
+        yield server
+    finally:
+        subprocess.run(["umount", "--lazy", str(server.device)], check=True)
+
+
+def test_a_folder_that_allows_no_programs_is_passed_over(
+    start: Start, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without chmod nothing there becomes a program: the same error as on a folder mounted noexec.
+    server = start(environment=(stub(tmp_path / "stubs", "chmod", ""),))
+    stand_in(monkeypatch, tmp_path, ECHO)
+    with pytest.raises(DeviceError, match="allows no programs"):
+        Ssh(server.target).run(job, told=SILENT)
+    assert left_behind(server.device) == []
+
+
+@pytest.mark.parametrize("machine", ["armv7l", "riscv64"])
+def test_a_machine_of_another_architecture_is_named(
+    machine: str, start: Start, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = f"case $1 in -m) echo {machine};; *) echo Linux;; esac"
+    server = start(environment=(stub(tmp_path / "stubs", "uname", words),))
+    stand_in(monkeypatch, tmp_path, ECHO)
+    with pytest.raises(DeviceError, match=f"'Linux {machine}'.*aarch64 or x86_64"):
+        Ssh(server.target).run(job, told=SILENT)
+    assert left_behind(server.device) == []
+
+
+def test_a_board_asks_for_the_runtime_of_its_architecture(
+    start: Start, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "case $1 in -m) echo aarch64;; *) echo Linux;; esac"
+    server = start(environment=(stub(tmp_path / "stubs", "uname", words),))
+    monkeypatch.setenv("EDGEFACE_CACHE", str(tmp_path / "empty"))
+    with pytest.raises(MissingToolError, match="edgeface doctor --install arm64"):
+        Ssh(server.target).run(job, told=SILENT)
+    assert left_behind(server.device) == []
+
+
+def test_a_login_shell_that_talks_is_named(
+    start: Start, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start(lines=('ForceCommand echo Welcome aboard; eval "$SSH_ORIGINAL_COMMAND"',))
+    stand_in(monkeypatch, tmp_path, ECHO)
+    with pytest.raises(DeviceError, match="prints 'Welcome aboard' before any command"):
+        Ssh(server.target).run(job, told=SILENT)
+    assert left_behind(server.device) == []
+
+
+def test_a_server_that_allows_one_session_a_connection_will_do(
+    start: Start, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start(lines=("MaxSessions 1",))
+    stand_in(monkeypatch, tmp_path, ECHO)
+    Ssh(server.target).run(job, told=SILENT)
+    assert (job / "result.json").exists()
+    assert left_behind(server.device) == []
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "",
+        "-oProxyCommand=touch owned",
+        "-l@host",
+        "user@-oProxyCommand=touch owned",
+        "user@host;rm -rf x",
+        "user@host\n",
+        "host\n-oProxyCommand=x",
+        "user@host -p 1",
+        "$(id)@host",
+        "user@`id`",
+        "%h@host",
+        "user@%h",
+        "host:",
+        "host:0",
+        "host:65536",
+        "host:22x",
+        "a@b@c",
+        "[::1",
+        "[-v]",
+        "host/../x",
+        "hôst",
+    ],
+)
+def test_a_target_that_is_no_host_is_refused(target: str) -> None:
+    with pytest.raises(UsageError, match=r"\[USER@\]HOST\[:PORT\]"):
+        Ssh(target)
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("board", ("--", "board")),
+        ("pi@board.local", ("-l", "pi", "--", "board.local")),
+        ("pi@10.0.0.7:2222", ("-l", "pi", "-p", "2222", "--", "10.0.0.7")),
+        ("[fe80::1]:22", ("-p", "22", "--", "fe80::1")),
+    ],
+)
+def test_a_target_is_taken_apart(target: str, words: tuple[str, ...]) -> None:
+    assert tuple(Ssh(target)._destination) == words
+    assert Ssh(target).name == f"ssh:{target}"
+
+
+def test_without_a_client_the_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingToolError, match="apt-get install openssh-client"):
+        Ssh("board")
+
+
+def test_nothing_is_pushed_by_a_guard_that_never_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_HELLO_S", 0.3)
+    with pytest.raises(DeviceError, match=r"did not answer within 0 s"), contextlib.ExitStack() as stack:
+        stack.enter_context(guard.Guard(_Mute()))
+
+
+class _Mute:
+    where, folders, hints, unreachable = "mute", ("/tmp",), (), "Wake it"
+
+    def shell(self, script: str) -> guard.Command:
+        return guard.Command(argv=("sleep", "60"))
+
+    def push(self, local: Path, remote: str) -> guard.Command:
+        raise AssertionError
+
+    def pull(self, remote: str, local: Path) -> guard.Command:
+        raise AssertionError
