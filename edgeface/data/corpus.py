@@ -36,6 +36,7 @@ class Corpus:
         skipped: Reason to the keys (or file:line) left out for it.
         load: Index to (H, W, 3) RGB picture; raises DataError when it cannot be read.
         load_many: Indices to (n, H, W, 3) RGB pictures of one size, where that is cheaper than one by one.
+        scales: Score task to the corpus's own values that 0 and 1 stand for, such as (1, 7).
         fingerprint: Changes whenever the pictures behind `load` change; part of the key of the packed cache.
     """
 
@@ -53,6 +54,7 @@ class Corpus:
     load: Callable[[int], NDArray[np.uint8]]
     load_many: Callable[[NDArray[np.int64]], NDArray[np.uint8]] | None = None
     fingerprint: str = ""
+    scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         count = len(self.keys)

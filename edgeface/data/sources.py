@@ -65,7 +65,8 @@ def open_source(source: str, *, root: Path, strict: bool = False) -> Corpus:
     """Reads the labels of a source; pictures are decoded later.
 
     Args:
-        source: `CORPUS[:PATH][@SPLIT]`, `synthetic:N[@SPLIT]` or `folder:PATH[@SPLIT]`; without a split, training data.
+        source: `CORPUS[:PATH][@SPLIT]`, `synthetic:N[@SPLIT]` or `folder:PATH[@SPLIT]`; without a split,
+            training data, of london its only split.
         root: Folder that holds the corpora, from `data_root`.
         strict: Raise at the first bad sample instead of listing it in `skipped`.
 
@@ -100,6 +101,30 @@ def _mtfl(source: Source, root: Path, strict: bool) -> Corpus:
     return mtfl.read(_folder_of(source, root), source=source.text, split=source.split or "train", strict=strict)
 
 
+def _fairface(source: Source, root: Path, strict: bool) -> Corpus:
+    from edgeface.data import fairface
+
+    return fairface.read(_folder_of(source, root), source=source.text, split=source.split or "train", strict=strict)
+
+
+def _ferplus(source: Source, root: Path, strict: bool) -> Corpus:
+    from edgeface.data import ferplus
+
+    return ferplus.read(_folder_of(source, root), source=source.text, split=source.split or "train", strict=strict)
+
+
+def _mebeauty(source: Source, root: Path, strict: bool) -> Corpus:
+    from edgeface.data import mebeauty
+
+    return mebeauty.read(_folder_of(source, root), source=source.text, split=source.split or "train", strict=strict)
+
+
+def _london(source: Source, root: Path, strict: bool) -> Corpus:
+    from edgeface.data import london
+
+    return london.read(_folder_of(source, root), source=source.text, split=source.split or "test", strict=strict)
+
+
 def _folder(source: Source, root: Path, strict: bool) -> Corpus:
     from edgeface.data import folder
 
@@ -118,6 +143,10 @@ def _synthetic(source: Source, root: Path, strict: bool) -> Corpus:
 
 READERS: dict[str, Callable[[Source, Path, bool], Corpus]] = {
     "mtfl": _mtfl,
+    "fairface": _fairface,
+    "ferplus": _ferplus,
+    "mebeauty": _mebeauty,
+    "london": _london,
     "folder": _folder,
     "synthetic": _synthetic,
 }
