@@ -27,6 +27,7 @@ KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "arm64": "arm64"}  # what the kernel calls it: what Debian does
 
 _TIMEOUT_S = 600.0
+_RETRIES = 3
 
 # Hooks of the machine (containers delete downloaded packages in one) belong to its own apt alone.
 _APT_CONF = """\
@@ -38,7 +39,7 @@ APT::Architecture "{architecture}";
 APT::Architectures {{ "{architecture}"; }};
 APT::Sandbox::User "root";
 Acquire::Languages "none";
-Acquire::Retries "3";
+Acquire::Retries "{retries}";
 Dir::State "{folder}/state";
 Dir::State::status "{folder}/status";
 Dir::Cache "{folder}/cache";
@@ -142,7 +143,9 @@ def _configure(folder: Path, *, architecture: str, sources: str) -> Path:
         (folder / part).mkdir(parents=True)
     (folder / "status").touch()
     path = folder / "apt.conf"
-    path.write_text((_APT_CONF + sources).format(architecture=architecture, folder=folder), encoding="utf-8")
+    path.write_text(
+        (_APT_CONF + sources).format(architecture=architecture, folder=folder, retries=_RETRIES), encoding="utf-8"
+    )
     return path
 
 
