@@ -117,6 +117,7 @@ class Row:
         runtime: What ran it, or would have.
         outcome: PASS, FAIL or NOT_RUN.
         reason: Why not PASS; "" for a pass.
+        own: Whether it is the runtime that the file was built with.
         identical: Whether its answers may not differ by a bit.
         reference: What `here` is: the runtime that computed what is expected, on this machine.
         here: Against the reference, all faces; None when nothing else runs it here.
@@ -131,6 +132,7 @@ class Row:
     runtime: str
     outcome: str
     reason: str = ""
+    own: bool = False
     identical: bool = False
     reference: str = ""
     here: Judgement | None = None
@@ -148,8 +150,8 @@ class Row:
     def bit_identical(self) -> bool | None:
         """None when it did not answer."""
         judged = [each for each in (self.here, self.golden) if each is not None and each.outputs]
-        # What it was shipped with comes from other kernels when these are not the ones it was built with.
-        judged = judged[:1] if self.here is not None and not self.identical else judged
+        if self.here is not None and not self.own:  # what it was shipped with comes from other kernels
+            judged = [self.here]
         return all(each.bit_identical for each in judged) if judged else None
 
     def as_json(self) -> dict[str, object]:
@@ -225,8 +227,9 @@ class Check:
 
     @property
     def bit_identical(self) -> bool | None:
-        """Of the w8a8 files, by the kernels that compute them alike everywhere; None when none of those ran."""
-        found = [row.bit_identical for row in self.rows if row.identical and row.outcome != NOT_RUN]
+        """Of the w8a8 files by the runtime they were built with; None when none of those ran."""
+        own = [row for row in self.rows if row.own and row.precision == "w8a8"]
+        found = [row.bit_identical for row in own if row.outcome != NOT_RUN]
         return all(each is True for each in found) if found else None
 
     @property
@@ -510,7 +513,15 @@ def _judge(
     local = isinstance(device, Host | Macos)
     reference = FORMATS[file.suffix].runtimes[0] if local else runtime
     identical = must_be_identical(precision, runtime, reference=reference, floats=bool(entry["float_layers"]))
-    row = Row(file=file.name, precision=precision, runtime=runtime, outcome=NOT_RUN, identical=identical, tasks={})
+    row = Row(
+        file=file.name,
+        precision=precision,
+        runtime=runtime,
+        outcome=NOT_RUN,
+        own=runtime == entry["golden_runtime"],
+        identical=identical,
+        tasks={},
+    )
     if answered.absent:
         return replace(row, reason=answered.absent, latency_reason="not run")
     if answered.fault or answered.codes is None or answered.grids is None:
