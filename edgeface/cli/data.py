@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from rich.console import RenderableType
+    from rich.table import Table
 
 _SOURCE = "CORPUS[:PATH][@SPLIT], synthetic:N[@SPLIT] or folder:PATH[@SPLIT]"
 
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--root", default="", help="folder that holds the corpora; else $EDGEFACE_DATA, else ./data"
         )
         action.add_argument("--strict", action="store_true", help="stop at the first bad sample")
-    actions.add_parser("clear", help="delete all packed crops from the cache")
+    actions.add_parser("clear", help="delete all packed crops, and what models answered on them, from the cache")
 
 
 def run(arguments: argparse.Namespace) -> Result:
@@ -68,35 +69,73 @@ def _inspected(found: Mapping[str, Any]) -> RenderableType:
     from edgeface.cli.console import table
 
     lines = [
-        f"{found['source']}: {found['samples']} faces of {found['people']} people. Licence: {found['licence']}.",
+        f"{found['source']}: {_people(found)}. Licence: {found['licence']}.",
         "Pictures: " + ", ".join(f"{count} of {size}" for size, count in list(found["sizes"].items())[:6]) + ".",
     ]
     if found["research_only"]:
         lines.append("Research only: weights trained on it may not be shipped.")
-    for other, count in found["shared_people"].items():
-        lines.append(f"People also in @{other}: {count}.")
-    findings = [*found["skipped"].items()]
-    findings += [("unreadable picture", found["unreadable"]), ("duplicate picture", found["duplicates"])]
+    if found["named"] and found["shared_people"]:
+        lines.append(
+            "People who are also in "
+            + ", ".join(f"@{other}: {count}" for other, count in found["shared_people"].items())
+            + "."
+        )
+    findings = [*found["skipped"].items(), ("unreadable picture", found["unreadable"])]
+    findings.append(("picture that repeats an earlier one", found["duplicates"]))
+    findings.append(("of these with other labels", found["disagreeing"]))
+    findings += [(f"picture that is also in @{other}", there) for other, there in found["shared_pictures"].items()]
     for reason, listed in findings:
         if listed["count"]:
-            shown = ", ".join(listed["keys"][:5]) + (", …" if listed["count"] > 5 else "")
+            shown = ", ".join(listed["keys"][:3]) + (", …" if listed["count"] > 3 else "")
             lines.append(f"{listed['count']} × {reason}: {shown}")
     rows = [[name, str(task["labelled"]), _details(task)] for name, task in found["tasks"].items()]
-    return Group(Text("\n".join(lines)), table(["task", "labelled", "what"], rows))
+    parts: list[RenderableType] = [Text("\n".join(lines)), _words(table(["task", "labelled", "what"], rows))]
+    if found["groups"]:
+        groups = [[name, _shares(counts)] for name, counts in found["groups"].items()]
+        parts.append(_words(table(["group", "who"], groups)))
+    return Group(*parts)
+
+
+def _people(found: Mapping[str, Any]) -> str:
+    samples, named = found["samples"], found["named"]
+    if not named:
+        return f"{samples} faces, whose people are not named"
+    if named < samples:
+        return f"{samples} faces, {named} of them with the person's name"
+    return f"{samples} faces of {found['people']} people"
+
+
+def _words(grid: Table) -> Table:
+    """The same table with its last column, which holds words, set left."""
+    grid.columns[-1].justify = "left"
+    return grid
+
+
+def _shares(counts: Mapping[str, int]) -> str:
+    whole = sum(counts.values())
+    return ", ".join(f"{name or 'unknown'} {100 * count / whole:.1f} %" for name, count in counts.items())
 
 
 def _details(task: Mapping[str, Any]) -> str:
     if "classes" in task:
-        return ", ".join(f"{name} {100 * share:.1f} %" for name, share in task["classes"].items())
+        return ", ".join(f"{name} {100 * share:.1f} %" for name, share in task["classes"].items() if share)
     if "attributes" in task:
         return ", ".join(f"{name} {part['positive']}/{part['labelled']}" for name, part in task["attributes"].items())
     if "mirrored_eyes" in task:
         return f"{task['mirrored_eyes']} with mirrored eyes, {task['outside_crop']} with a point outside the crop"
     if "identities" in task:
         return f"{task['identities']} people"
+    if "bins" in task:
+        exact = {"exact years": task["exact"]} if task["exact"] else {}
+        return _shares({**task["bins"], **exact})
     if "range" in task:
         low, high = task["range"]
-        return f"{low:.4g} to {high:.4g}"
+        text = f"{low:.4g} to {high:.4g}" + (f", mean {task['mean']:.4g}" if "mean" in task else "")
+        if "scale" in task:
+            least, most = task["scale"]
+            raw = [least + value * (most - least) for value in (low, high)]
+            text += f" ({raw[0]:.3g} to {raw[1]:.3g} on the corpus's scale of {least:g} to {most:g})"
+        return text
     return ""
 
 
@@ -144,9 +183,9 @@ def _pack(arguments: argparse.Namespace) -> Result:
 def _clear() -> Result:
     from edgeface.data.pack import cache_folder, clear_cache
 
-    folder = cache_folder() / "packs"
+    folder = cache_folder()
     freed = clear_cache()
     return Result(
         payload={"schema": 1, "folder": str(folder), "freed_bytes": freed},
-        text=f"Freed {freed / 1e6:.1f} MB of packed faces in {folder}",
+        text=f"Freed {freed / 1e6:.1f} MB of packed faces and answers in {folder}",
     )

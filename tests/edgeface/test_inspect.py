@@ -47,11 +47,31 @@ def test_inspect_counts_labels_pictures_and_faults(folder: Path) -> None:
     assert found["skipped"]["missing picture"]["count"] == 1
     assert found["unreadable"]["count"] == 1
     assert "torn.png" in found["unreadable"]["keys"][0]
-    assert found["duplicates"] == {"count": 1, "keys": ["c.png"]}
+    assert found["named"] == 4
+    assert found["duplicates"] == {"count": 1, "keys": ["c.png = a.png"]}
+    assert found["disagreeing"]["count"] == 0
     assert found["sizes"] == {"16x16": 3}
     assert found["tasks"]["smile"] == {"labelled": 4, "classes": {"not_smiling": 0.25, "smiling": 0.75}}
     assert found["tasks"]["landmarks5"] == {"labelled": 4, "mirrored_eyes": 1, "outside_crop": 1}
     assert found["shared_people"]["test"] == 1
+    assert found["shared_pictures"]["test"] == {"count": 0, "keys": []}
+
+
+def test_a_picture_in_two_splits_and_one_with_two_labels_are_found(folder: Path) -> None:
+    (folder / "c.png").write_bytes((folder / "d.png").read_bytes())
+    (folder / "b.png").write_bytes((folder / "a.png").read_bytes())
+    found = inspect(f"folder:{folder}@train", root=folder)
+    assert found["shared_pictures"]["test"] == {"count": 1, "keys": ["c.png"]}
+    assert found["disagreeing"] == found["duplicates"] == {"count": 1, "keys": ["b.png = a.png"]}
+
+
+def test_one_pixel_makes_another_picture_twin(folder: Path) -> None:
+    from PIL import Image
+
+    with Image.open(folder / "d.png") as picture:
+        picture.putpixel((0, 0), (picture.getpixel((0, 0))[0] ^ 1, 0, 0))
+        picture.save(folder / "c.png")
+    assert inspect(f"folder:{folder}@train", root=folder)["shared_pictures"]["test"]["count"] == 0
 
 
 def test_inspect_of_clean_pictures_finds_no_fault(folder: Path) -> None:
@@ -64,6 +84,40 @@ def test_inspect_of_clean_pictures_finds_no_fault(folder: Path) -> None:
 def test_strict_inspect_raises_at_the_first_fault(folder: Path) -> None:
     with pytest.raises(DataError, match=r"gone\.png"):
         inspect(f"folder:{folder}@train", root=folder, strict=True)
+
+
+def test_bins_scales_and_groups_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels.csv").write_text(
+        "image,split,beauty_1to10,gender,ethnicity\n"
+        "images/a.png,train,1.9,male,black\n"
+        "images/b.png,train,7.3,female,asian\n"
+    )
+    for name, level in (("a", 10), ("b", 20)):
+        Image.new("RGB", (8, 8), (level, 0, 0)).save(tmp_path / f"images/{name}.png")
+    assert main(["data", "inspect", f"mebeauty:{tmp_path}"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "2 faces, whose people are not named" in out
+    assert "0.1 to 0.7, mean 0.4 (1.9 to 7.3 on the corpus's scale of 1 to 10)" in out
+    assert "black 50.0 %" in out
+
+
+def test_ages_that_are_bins_are_counted_bin_by_bin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    ages = ["20-29", "20-29", "3-9", "41"]
+    (tmp_path / "metadata.csv").write_text(
+        "file_name,age\n" + "".join(f"{place}.png,{age}\n" for place, age in enumerate(ages))
+    )
+    for place in range(len(ages)):
+        Image.new("RGB", (8, 8), (place, 0, 0)).save(tmp_path / f"{place}.png")
+    found = inspect(f"folder:{tmp_path}", root=tmp_path)["tasks"]["age"]
+    assert found["bins"] == {"3-9": 1, "20-29": 2}
+    assert found["exact"] == 1
+    assert main(["data", "inspect", f"folder:{tmp_path}"]) == 0
+    assert "3-9 25.0 %, 20-29 50.0 %, exact years 25.0 %" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_verb_prints_one_json_object(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
