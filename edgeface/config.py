@@ -4,6 +4,8 @@ A recipe is data. It is read once into frozen dataclasses; an unknown key, a wro
 missing key are all reported together, each with its dotted path. Nothing is inherited: copy a recipe out and edit it,
 or change single values with `--set a.b=value`, where the value is TOML (a bare word stands for a string).
 
+A spec with an ALONE key may be written as that key's value: `budget.pose = 1.5` is `budget.pose = {points = 1.5}`.
+
 A table that is left out, or part of one, takes the values of its default; so `[qat.train]` with only `batch` keeps
 QAT's own epochs and learning rate.
 """
@@ -99,7 +101,11 @@ def to_plain(value: Any) -> Any:
         TypeError: For a value that is neither a spec nor one of the types specs are made of.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        plain = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        alone = getattr(value, "ALONE", "")
+        if alone and value == type(value)(**{alone: plain[alone]}):
+            return to_plain(plain[alone])
+        return {name: to_plain(item) for name, item in plain.items()}
     if isinstance(value, Mapping):
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
@@ -334,6 +340,11 @@ def _default(field: dataclasses.Field[Any], base: Any) -> Any:
 
 def _read_value(hint: Any, value: object, *, base: Any, path: str, faults: list[ConfigError]) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        alone = getattr(hint, "ALONE", "")
+        if alone and not isinstance(value, Mapping):
+            inner = typing.get_type_hints(hint)[alone]
+            read = _read_value(inner, value, base=None, path=path, faults=faults)
+            return read if isinstance(read, _Faulty) else hint(**{alone: read})
         return _read_spec(hint, value, base=base, path=path, faults=faults)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.errors import DataError, ModelError
+from edgeface.groups import group_columns
 from edgeface.metrics import Scores, agreement, score, why_absent
 from edgeface.specs import ModelSpec, OutputSpec
 from edgeface.tasks import TASKS, Kind
@@ -73,6 +74,9 @@ class Evaluation:
         tasks: Task name to its metrics.
         absent: Task name to why its main metric is not among them.
         agreement: Task name to agreement with the teacher; empty without one.
+        people: Who is on each sample, in row order.
+        groups: Ways to divide the samples, as groups.group_columns names them: each to a group per sample, "" unknown.
+        hardware: What computed it, such as "CPU" or "GPU: NVIDIA H200".
     """
 
     model: str
@@ -90,6 +94,9 @@ class Evaluation:
     tasks: Mapping[str, Scores]
     absent: Mapping[str, str]
     agreement: Mapping[str, Scores] = field(default_factory=dict)
+    people: tuple[str, ...] = ()
+    groups: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
+    hardware: str = "CPU"
 
     @property
     def samples(self) -> int:
@@ -190,6 +197,19 @@ def evaluate(
         DataError: The pack is empty, or its crops are not this model's input.
         ModelError: An output is missing, has another shape, or is not finite.
     """
+    outputs = answer(runner, pack, model=model, batch=batch, progress=progress)
+    return judge(runner, outputs, pack, model=model)
+
+
+def answer(
+    runner: Runner,
+    pack: Pack,
+    *,
+    model: str = "",
+    batch: int = 64,
+    progress: Callable[[int], None] | None = None,
+) -> Outputs:
+    """A model's raw outputs on a source's evaluation crops, (N, *shape) by name. Arguments and errors as `evaluate`."""
     spec = runner.spec
     _refuse_other_crops(spec, pack)
     parts: dict[str, list[NDArray[np.float32]]] = {output.name: [] for output in spec.outputs}
@@ -207,7 +227,22 @@ def evaluate(
             parts[output.name].append(part)
         if progress is not None:
             progress(start + len(images))
-    outputs = {name: np.concatenate(each) for name, each in parts.items()}
+    return {name: np.concatenate(each) for name, each in parts.items()}
+
+
+def judge(runner: Runner, outputs: Outputs, pack: Pack, *, model: str = "") -> Evaluation:
+    """Score raw outputs, fresh or kept, on every task that the model and the source both have.
+
+    Args:
+        runner: The model they came from.
+        outputs: Output name to (N, *shape), a row per sample of the pack.
+        pack: The crops they answer.
+        model: Name for the result; "" takes the model's own.
+
+    Raises:
+        ModelError: An output is missing, has another shape, or is not finite.
+    """
+    spec = runner.spec
     predictions = decode(spec, outputs)
     shared = [name for name in predictions if name in pack.labels]
     tasks = {name: score(TASKS[name], predictions[name], pack.labels[name]) for name in shared}
@@ -228,7 +263,20 @@ def evaluate(
         labels={name: pack.labels[name] for name in shared},
         tasks=tasks,
         absent=absent,
+        people=tuple(pack.people),
+        groups=group_columns(pack.groups, pack.labels),
+        hardware=hardware(runner),
     )
+
+
+def hardware(runner: Runner) -> str:
+    """What computes a runner's answers: "CPU", or "GPU: " and its name."""
+    device = str(getattr(runner, "device", "cpu"))
+    if not device.startswith("cuda"):
+        return "CPU"
+    import torch
+
+    return f"GPU: {torch.cuda.get_device_name(device)}"
 
 
 def teacher_agreement(evaluation: Evaluation, teacher: Evaluation) -> dict[str, Scores]:

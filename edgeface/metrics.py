@@ -16,8 +16,9 @@ of multinomial counts are a bootstrap. A metric that cannot be computed is absen
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -159,6 +160,22 @@ def _eye_distance(points: Array, *, of: str) -> Floats:
     return np.asarray(distance)
 
 
+def confusion(task: Task, prediction: Array, labels: Array) -> NDArray[np.int64]:
+    """How often each true class was answered as each class.
+
+    Args:
+        task: With classes.
+        prediction: (N,) class index.
+        labels: (N,) class index, -1 missing.
+
+    Returns:
+        (C, C) counts over the labelled samples, true class by row.
+    """
+    answers, truth = _labelled(task, prediction, labels)
+    count = len(task.classes)
+    return np.bincount(truth * count + answers, minlength=count * count).reshape(count, count)
+
+
 def agreement(task: Task, prediction: Array, reference: Array) -> Scores:
     """How far two models answer alike, labels or not.
 
@@ -256,22 +273,73 @@ def paired_interval(
             where=f"task {task.name!r}",
             do="Score a source that has these labels",
         )
-    first, truth = _labelled(task, predictions[0], labels)
-    second, _ = _labelled(task, predictions[1], labels)
-    n = len(truth)
-    generator = np.random.default_rng(seed)
-    rows = max(1, 2_000_000 // n)  # 16 MB of weights at a time
+    first, second = bootstrap(task, predictions, labels=labels, metric=metric, resamples=resamples, seed=seed)
+    low, high = percentiles(first - second, level=level)
+    return Interval(difference=float(plain[0][metric] - plain[1][metric]), low=low, high=high, level=level)
+
+
+def bootstrap(
+    task: Task,
+    predictions: Sequence[Array],
+    *,
+    labels: Array,
+    metric: str,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Floats:
+    """A metric of several models on the same resamples of the same samples, so that differences are paired.
+
+    Args:
+        task: Decides the metrics.
+        predictions: M models' answers, each one row per sample.
+        labels: One row per sample; the missing are left out.
+        metric: Key of `score`, which every model has.
+        resamples: Number of resamples R.
+        seed: Decides the resamples; those of equally many samples are the same.
+
+    Returns:
+        (M, R); NaN where a resample lacks a class that the metric needs.
+    """
+    pairs = [_labelled(task, prediction, labels) for prediction in predictions]
     measure = _METRICS[task.kind]
-    differences = []
-    for start in range(0, resamples, rows):
-        weights = generator.multinomial(n, np.full(n, 1.0 / n), size=min(rows, resamples - start)).astype(np.float64)
-        differences.append(measure(task, first, truth, weights)[metric] - measure(task, second, truth, weights)[metric])
+    parts = [
+        np.stack([measure(task, known_rows, truth, weights)[metric] for known_rows, truth in pairs])
+        for weights in _resamples(len(pairs[0][1]), resamples, seed)
+    ]
+    return np.concatenate(parts, axis=1)
+
+
+def percentiles(values: Array, *, level: float = 0.95) -> tuple[float, float]:
+    """Ends of the central interval that holds a share `level` of (R,) resampled values; NaN when none has a value."""
     # A resample without a needed class has no value: it is left out of the percentiles.
+    values = values[np.isfinite(values)]
+    if len(values) == 0:
+        return math.nan, math.nan
     tail = 50.0 * (1.0 - level)
-    low, high = np.nanpercentile(np.concatenate(differences), [tail, 100.0 - tail])
-    return Interval(
-        difference=float(plain[0][metric] - plain[1][metric]), low=float(low), high=float(high), level=level
-    )
+    low, high = np.percentile(values, [tail, 100.0 - tail])
+    return float(low), float(high)
+
+
+def _resamples(n: int, count: int, seed: int) -> Iterator[Floats]:
+    """(rows, N) counts of `count` resamples in all, 16 MB at a time."""
+    rows = max(1, 2_000_000 // n)
+    if rows >= count:  # small enough to be kept: a scorecard draws the same ones for task after task
+        yield _counts(n, count, seed)
+        return
+    generator = np.random.default_rng(seed)
+    for start in range(0, count, rows):
+        yield _drawn(generator, n, min(rows, count - start))
+
+
+@lru_cache(maxsize=8)
+def _counts(n: int, count: int, seed: int) -> Floats:
+    return _drawn(np.random.default_rng(seed), n, count)
+
+
+def _drawn(generator: np.random.Generator, n: int, count: int) -> Floats:
+    weights = generator.multinomial(n, np.full(n, 1.0 / n), size=count).astype(np.float64)
+    weights.setflags(write=False)
+    return weights
 
 
 # Of a task, predictions (N, …), known labels (N, …) and weights (R, N) >= 0: metric name to (R,), NaN where undefined.

@@ -22,11 +22,41 @@ STUDENTS = ("edge_s", "cnn5", "vgg11", "lightcnn9", "tcdcn_relu")
 RESEARCH = ("tcdcn", "tcdcn_local", "tcdcn_unshared", "inception_resnet_v1")  # trained and scored, never deployed
 BACKBONES = (*TEACHERS, *RESEARCH, *STUDENTS)
 ACTIVATIONS = ("relu", "prelu")
+IMAGENET = "imagenet"  # a start that is no folder
 CORPORA = ("synthetic", "folder", "mtfl", "fairface", "ferplus", "mebeauty", "london")
 OPTIMIZERS = ("adamw", "sgd")
 DTYPES = ("fp32", "bf16")
 CALIBRATIONS = ("minmax", "ema", "percentile", "mse")
 LANDMARK_LOSSES = ("wing", "l2", "smooth_l1")
+
+
+def _tasks_of(*kinds: Kind) -> tuple[str, ...]:
+    return tuple(task.name for task in TASKS.values() if task.kind in kinds)
+
+
+# Forms of the loss against labels, each with the tasks that can take it; where none is named, the kind's own is taken.
+LABEL_LOSSES = {
+    "distribution": ("age", "beauty"),
+    "softmax": _tasks_of(Kind.IDENTITY),
+    "center": _tasks_of(Kind.IDENTITY),
+    "margin": _tasks_of(Kind.IDENTITY),
+}
+# Losses against a teacher, each with the tasks that it can teach; FEATURES is what lies between picture and heads.
+FEATURES = "features"
+DISTILL_LOSSES = {
+    "kl": _tasks_of(Kind.CLASSES, Kind.AGE, Kind.ATTRIBUTES),
+    "dkd": _tasks_of(Kind.CLASSES, Kind.AGE),
+    "dist": _tasks_of(Kind.CLASSES, Kind.AGE),
+    "distribution": ("age", "beauty"),
+    "wing": _tasks_of(Kind.LANDMARKS),
+    "l2": _tasks_of(Kind.LANDMARKS, Kind.SCORE),
+    "smooth_l1": _tasks_of(Kind.LANDMARKS),
+    "bounded": _tasks_of(Kind.LANDMARKS, Kind.SCORE),
+    "cosine": (*_tasks_of(Kind.IDENTITY), FEATURES),
+    "attention": (FEATURES,),
+    "hint": (FEATURES,),
+    "relational": (FEATURES,),
+}
 RUNTIMES = (
     "torch",
     "tflite-xnnpack",
@@ -58,6 +88,14 @@ def _unless_task(key: str, name: str, tasks: Iterable[str]) -> ConfigError | Non
     names = tuple(tasks)
     hint = did_you_mean(name, names) or "Remove it or correct its name"
     return _unless(name in names, key, name, f"one of {', '.join(map(repr, names))}", hint=hint)
+
+
+def _unless_loss(key: str, task: str, name: str, losses: Mapping[str, Sequence[str]]) -> ConfigError | None:
+    """None when loss `name` is one of those that `task` can take."""
+    options = tuple(loss for loss, tasks in losses.items() if task in tasks)
+    if not options:
+        return _unless(False, key, name, f"no entry: {task!r} has one form only", hint="Take it out")
+    return _unless_one_of(options, key, name)
 
 
 def _unless_source(key: str, source: str) -> ConfigError | None:
@@ -359,15 +397,37 @@ class DistillSpec:
         soft: Weight of the teacher's targets; the labels weigh 1 - soft. 0 trains without a teacher, 1 without labels.
             A sample without a label for a task learns that task from the teacher at full weight.
         temperature: Softens class logits of teacher and student.
+        losses: Task name, or "features", to one of DISTILL_LOSSES; a task that is not named takes its kind's own, and
+            features are compared only when they are named.
+        feature_weight: Weight of the feature loss in the sum.
+        taps: Which layers are compared, as "STUDENT:TEACHER" names of their trunks' layers, or "features" for what the
+            heads read; empty takes the last maps (attention, hint) or the features (relational, cosine).
     """
 
     soft: float = 0.5
     temperature: float = 2.0
+    losses: Mapping[str, str] = field(default_factory=dict)
+    feature_weight: float = 1.0
+    taps: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _refuse(
             _unless(0.0 <= self.soft <= 1.0, "soft", self.soft, "a share in [0, 1]"),
             _unless(0.0 < self.temperature <= 100.0, "temperature", self.temperature, "more than 0, at most 100"),
+            *(_unless_loss(f"losses.{task}", task, name, DISTILL_LOSSES) for task, name in self.losses.items()),
+            _unless(
+                math.isfinite(self.feature_weight) and self.feature_weight > 0.0,
+                "feature_weight",
+                self.feature_weight,
+                "a number above 0",
+            ),
+            _unless(
+                not self.taps or FEATURES in self.losses, "taps", list(self.taps), "no taps without losses.features"
+            ),
+            *(
+                _unless(len(pair.split(":")) == 2 and all(pair.split(":")), f"taps[{place}]", pair, "STUDENT:TEACHER")
+                for place, pair in enumerate(self.taps)
+            ),
         )
 
 
@@ -380,12 +440,22 @@ class LossSpec:
         wing_width: Half-width of the wing loss's logarithmic part, in crop sides.
         wing_curvature: Its curvature, in crop sides.
         label_smoothing: Share of a class label's mass spread over all classes.
+        forms: Task name to one of LABEL_LOSSES; a task that is not named takes its kind's own.
+        center_weight: Weight of the distance to a person's centre, for identity's "center".
+        center_rate: How far a centre moves towards its batch, in (0, 1].
+        margin: What identity's "margin" takes from the cosine of the right person.
+        margin_scale: Factor on its cosines.
     """
 
     landmarks: str = "wing"
     wing_width: float = 0.1
     wing_curvature: float = 0.02
     label_smoothing: float = 0.0
+    forms: Mapping[str, str] = field(default_factory=dict)
+    center_weight: float = 0.003
+    center_rate: float = 0.5
+    margin: float = 0.35
+    margin_scale: float = 30.0
 
     def __post_init__(self) -> None:
         _refuse(
@@ -393,6 +463,11 @@ class LossSpec:
             _unless(self.wing_width > 0.0, "wing_width", self.wing_width, "more than 0"),
             _unless(self.wing_curvature > 0.0, "wing_curvature", self.wing_curvature, "more than 0"),
             _unless(0.0 <= self.label_smoothing < 1.0, "label_smoothing", self.label_smoothing, "a share in [0, 1)"),
+            *(_unless_loss(f"forms.{task}", task, name, LABEL_LOSSES) for task, name in self.forms.items()),
+            _unless(0.0 <= self.center_weight <= 10.0, "center_weight", self.center_weight, "0 to 10"),
+            _unless(0.0 < self.center_rate <= 1.0, "center_rate", self.center_rate, "a share in (0, 1]"),
+            _unless(0.0 <= self.margin < 1.0, "margin", self.margin, "a cosine in [0, 1)"),
+            _unless(0.0 < self.margin_scale <= 1000.0, "margin_scale", self.margin_scale, "above 0, at most 1000"),
         )
 
 
@@ -495,6 +570,8 @@ class Recipe:
                 _unless(math.isfinite(weight) and weight > 0.0, f"tasks.{name}", weight, "a loss weight above 0")
                 for name, weight in self.tasks.items()
             ),
+            *(_unless_task(f"loss.forms.{name}", name, self.tasks) for name in self.loss.forms),
+            *(_unless_task(f"distill.losses.{name}", name, (*self.tasks, FEATURES)) for name in self.distill.losses),
             *(_unless_task(f"budget.{name}", name, self.tasks) for name in self.budget),
             *(
                 _unless(

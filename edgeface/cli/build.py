@@ -14,7 +14,6 @@ from edgeface.precision import IOS, IOS_VERSIONS, PRECISIONS, TARGETS, of_target
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from edgeface.evaluate import Evaluation
     from edgeface.report.scorecard import Scorecard
     from quantize.search import Found, Tried
 
@@ -105,10 +104,8 @@ def run(arguments: argparse.Namespace) -> Result:
                 missing[target] = str(made)
             else:
                 folders[target] = made
-    known: dict[str, dict[str, Evaluation]] = {}
     built = [
-        _Built(folder, seconds=seconds[target], cards=_score(checkpoint, folder, known))
-        for target, folder in folders.items()
+        _Built(folder, seconds=seconds[target], cards=_score(checkpoint, folder)) for target, folder in folders.items()
     ]
     return _result(checkpoint, built, missing, found)
 
@@ -116,12 +113,13 @@ def run(arguments: argparse.Namespace) -> Result:
 def _search(checkpoint: Path) -> Found:
     """The cheapest mix of precisions inside the recipe's budgets, on the first of its validation sources."""
     from distill.stages import load_network
+    from edgeface.checkpoint import load_checkpoint
     from edgeface.cli.console import note
     from edgeface.config import load_recipe
     from edgeface.data.sources import data_root
     from edgeface.evaluate import evaluation_pack
     from edgeface.runs import RECIPE, is_run
-    from quantize.graph import trace
+    from quantize.graph import GraphNetwork, trace
     from quantize.qat import load_qat
     from quantize.search import search
     from quantize.sensitivity import Faces
@@ -148,11 +146,22 @@ def _search(checkpoint: Path) -> Found:
     assert sources.qat is not None
     model = sources.qat.model
     pack = evaluation_pack(recipe.data.val[0], model, root=data_root(recipe.data.root))
+    budget = {task: allowed for task, allowed in recipe.budget.items() if task in pack.labels}
+    graph = trace(load_network(sources.student).eval())
+    score = Faces(pack, model)
+    reference = None
+    if any(allowed.vs == "teacher" for allowed in budget.values()):
+        teacher = load_checkpoint(folder / "teacher")
+        crops = evaluation_pack(recipe.data.val[0], teacher.model, root=data_root(recipe.data.root))
+        taught = Faces(crops, teacher.model).score(load_network(teacher))
+        reference = score.score(GraphNetwork(graph))
+        reference |= {task: taught[task] for task in budget if budget[task].vs == "teacher" and task in taught}
     return search(
         load_qat(sources.qat).quantized(),
-        trace(load_network(sources.student).eval()),
-        budget={task: points for task, points in recipe.budget.items() if task in pack.labels},
-        score=Faces(pack, model),
+        graph,
+        budget={task: allowed.points for task, allowed in budget.items()},
+        score=score,
+        reference=reference,
         report=lambda tried: note(f"tried {_mix(tried)}: {_verdict(tried)}"),
     )
 
@@ -202,19 +211,13 @@ def _accepted(arguments: argparse.Namespace, target: str) -> list[str] | None:
     return [precision for precision in arguments.precision if precision in of_target(target, ios=arguments.ios)]
 
 
-def _score(checkpoint: Path, bundle: Path, known: dict[str, dict[str, Evaluation]]) -> list[Scorecard]:
-    """Scorecards on the recipe's validation faces, one per source; the first is kept in the bundle.
-
-    Args:
-        checkpoint: What was built.
-        bundle: What it became.
-        known: Source to what its checkpoints scored there, kept from bundle to bundle.
-    """
+def _score(checkpoint: Path, bundle: Path) -> list[Scorecard]:
+    """Scorecards on the recipe's validation faces, one per source; the first is kept in the bundle."""
     from edgeface.cli.console import note
     from edgeface.cli.report import of_bundle, score
     from edgeface.config import load_recipe
     from edgeface.files import write_bytes, write_json
-    from edgeface.report.scorecard import bundle_entries, stage_entries
+    from edgeface.report.entries import bundle_entries, stage_entries
     from edgeface.runs import RECIPE, is_run
     from targets.bundle import SCORECARD, write_model_card
 
@@ -225,10 +228,7 @@ def _score(checkpoint: Path, bundle: Path, known: dict[str, dict[str, Evaluation
     recipe = load_recipe(str(folder / RECIPE))
     entries = [*stage_entries(folder), *bundle_entries(bundle)]
     try:
-        cards = [
-            score(entries, source, root=recipe.data.root, budget=recipe.budget, known=known.setdefault(source, {}))
-            for source in recipe.data.val
-        ]
+        cards = [score(entries, source, root=recipe.data.root, budget=recipe.budget) for source in recipe.data.val]
     except DataError as error:
         note(f"not scored: {error}")
         return []
@@ -333,7 +333,7 @@ def _tried_table(found: Found) -> RenderableType:
 
 def _rendered(bundle: _Built) -> list[RenderableType]:
     from edgeface.cli.console import table
-    from edgeface.report.scorecard import render
+    from edgeface.report.table import render
 
     order = PRECISIONS[bundle.manifest["target"]]
     files = sorted(bundle.manifest["files"].items(), key=lambda file: order.index(file[1]["precision"]))

@@ -28,6 +28,7 @@ from edgeface.tasks import TASKS, Kind
 
 VERSION = 1
 ENVIRONMENT = "EDGEFACE_CACHE"
+ANSWERS = "answers"  # folder beside the packs, which edgeface.report.answers fills
 UNDECODABLE = "undecodable picture"  # reason in `skipped` of a picture whose header is well and whose pixels are not
 DECODERS = 2  # threads; Pillow and NumPy release the interpreter lock while they decode and multiply
 _CHUNK = 64
@@ -89,14 +90,15 @@ def cache_folder(cache: Path | None = None) -> Path:
 
 
 def clear_cache(cache: Path | None = None) -> int:
-    """Deletes all packs and returns the bytes freed."""
-    folder = cache_folder(cache) / "packs"
-    freed = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    try:
-        if folder.exists():
-            shutil.rmtree(folder)
-    except OSError as error:
-        raise OutputError(f"packs cannot be deleted ({error})", where=str(folder), do="Delete the folder") from None
+    """Deletes all packs, and what models answered on them, and returns the bytes freed."""
+    freed = 0
+    for folder in (cache_folder(cache) / "packs", cache_folder(cache) / ANSWERS):
+        freed += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        try:
+            if folder.exists():
+                shutil.rmtree(folder)
+        except OSError as error:
+            raise OutputError(f"it cannot be deleted ({error})", where=str(folder), do="Delete the folder") from None
     return freed
 
 

@@ -18,9 +18,11 @@ from edgeface.config import dump_recipe, from_plain, list_recipes, load_recipe, 
 from edgeface.errors import ConfigError
 from edgeface.specs import (
     BACKBONES,
+    BUDGET_REFERENCES,
     CALIBRATIONS,
     STUDENTS,
     AugmentSpec,
+    BudgetSpec,
     BuildSpec,
     DataSpec,
     DistillSpec,
@@ -107,7 +109,10 @@ RECIPES = st.builds(
     lambda recipe: st.builds(
         dataclasses.replace,
         st.just(recipe),
-        budget=st.dictionaries(st.sampled_from(sorted(recipe.tasks)), st.floats(0.0, 1e6)),
+        budget=st.dictionaries(
+            st.sampled_from(sorted(recipe.tasks)),
+            st.builds(BudgetSpec, points=st.floats(0.0, 1e6), vs=st.sampled_from(BUDGET_REFERENCES)),
+        ),
     )
 )
 
@@ -211,6 +216,9 @@ def test_range_faults_show_beside_a_missing_required_key(tmp_path: Path) -> None
         ("student = 'edge_s'", "student", "a table"),
         ("budget = {smile = 1.0}", "budget.smile", "one of 'pose'"),
         ("budget = {pose = -1.0}", "budget.pose", "0 points or more"),
+        ("budget = {pose = 'low'}", "budget.pose", "a number"),
+        ("budget = {pose = {vs = 'teacher'}}", "budget.pose.points", "a number"),
+        ("budget = {pose = {points = 1, vs = 'techer'}}", "budget.pose.vs", "one of 'student', 'teacher'"),
         ("student.network.backbone = 'vgg16'", "student.network.backbone", "one of 'edge_s'"),
     ],
 )
@@ -236,7 +244,8 @@ def test_a_whole_number_serves_where_a_number_is_wanted(tmp_path: Path) -> None:
         ("student.train.batch = 32", 32),
         ('data.train=["folder:/a b@train"]', ("folder:/a b@train",)),
         ("augment.scale=[0.9, 1.1]", (0.9, 1.1)),
-        ("budget.pose=2", 2.0),
+        ("budget.pose=2", BudgetSpec(points=2.0)),
+        ('budget.pose={points=0.3, vs="teacher"}', BudgetSpec(points=0.3, vs="teacher")),
     ],
 )
 def test_set_changes_one_value(tmp_path: Path, text: str, value: object) -> None:

@@ -55,6 +55,7 @@ def toy_pack(n: int = 70, *, seed: int = 0, **changes: object) -> SimpleNamespac
         "px": 16,
         "margin": 1.0,
         "keys": tuple(f"face{i}" for i in range(n)),
+        "people": tuple(f"person{i}" for i in range(n)),
         "labels": labels,
         "groups": {},
         "name": "toy",

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from edgeface.errors import DataError, ModelError
 from edgeface.metrics import (
     agreement,
+    bootstrap,
+    confusion,
     cumulative_curve,
     known,
     lower_is_better,
@@ -471,3 +473,42 @@ def test_bootstrap_interval_excludes_zero_only_for_a_real_difference() -> None:
 def test_bootstrap_of_an_absent_metric_is_refused() -> None:
     with pytest.raises(DataError, match="no sample has a label"):
         paired_interval(TASKS["gender"], (np.zeros(3), np.zeros(3)), labels=np.full(3, -1))
+
+
+def test_bootstrap_of_several_models_is_that_of_each_alone() -> None:
+    task = TASKS["gender"]
+    (first, second), labels = bootstrap_case("gender")
+    both = bootstrap(task, [first, second], labels=labels, metric="accuracy", resamples=40, seed=3)
+    assert both.shape == (2, 40)
+    for row, answers in zip(both, (first, second), strict=True):
+        (alone,) = bootstrap(task, [answers], labels=labels, metric="accuracy", resamples=40, seed=3)
+        assert (row == alone).all()
+    assert (both[0] != both[1]).any()
+
+
+def test_bootstrap_in_parts_has_the_spread_of_one_in_a_single_piece() -> None:
+    task = TASKS["gender"]
+    generator = np.random.default_rng(4)
+    labels = generator.integers(0, 2, 2000)
+    answers = np.where(generator.random(2000) < 0.8, labels, 1 - labels)
+    whole = bootstrap(task, [answers], labels=labels, metric="accuracy", resamples=900)
+    # 2,000 faces and 1,100 resamples are more than is drawn at a time.
+    parts = bootstrap(task, [answers], labels=labels, metric="accuracy", resamples=1100)
+    assert parts.shape == (1, 1100)
+    assert len(np.unique(parts)) > 50
+    # The standard error of an accuracy of 0.8 on 2,000 faces; a spread from 900 draws is known to about 5 %.
+    for drawn in (whole, parts):
+        assert drawn.std() == pytest.approx(math.sqrt(0.8 * 0.2 / 2000), rel=0.2)
+
+
+def test_confusion_counts_every_labelled_face() -> None:
+    task = TASKS["glasses3"]
+    labels = np.array([0, 0, 1, 2, 2, -1])
+    answers = np.array([0, 1, 1, 0, 2, 2])
+    expected = np.zeros((3, 3), int)
+    for truth, answer in zip(labels, answers, strict=True):
+        if truth >= 0:
+            expected[truth, answer] += 1
+    found = confusion(task, answers, labels)
+    assert found.tolist() == expected.tolist()
+    assert confusion(task, np.array([0, 1, 0, 0, 2, 2]), labels).tolist() != expected.tolist()

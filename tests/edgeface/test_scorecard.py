@@ -12,27 +12,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeface.errors import DataError, MissingToolError, ModelError
+from edgeface.errors import BudgetError, DataError, MissingToolError, ModelError
 from edgeface.evaluate import Evaluation, evaluate
-from edgeface.metrics import agreement, score
+from edgeface.metrics import agreement, paired_interval, score
+from edgeface.report.compare import scorecard
+from edgeface.report.entries import Entry, stage_entries
+from edgeface.report.measure import measure
 from edgeface.report.scorecard import (
     CURVE_PERCENT,
+    DEVICE,
     FAKE_QUANT,
     FILE,
     STUDENT,
     TEACHER,
-    Entry,
     Scorecard,
     from_json,
-    lines,
-    measure,
     read_scorecard,
-    render,
-    scorecard,
-    signed,
-    stage_entries,
 )
-from edgeface.specs import ModelSpec, output_spec
+from edgeface.report.table import as_markdown, lines, render, signed, with_interval
+from edgeface.specs import BudgetSpec, ModelSpec, output_spec
 from edgeface.tasks import TASKS
 
 SHAPE = ((0.3, 0.4), (0.7, 0.4), (0.5, 0.6), (0.35, 0.8), (0.65, 0.8))
@@ -94,14 +92,18 @@ def entry(role: str, name: str = "") -> Entry:
     return Entry(role=role, name=name or role, open=never, size_bytes=1000)
 
 
-def card(*files: Evaluation | str, budget: dict[str, float] | None = None) -> Scorecard:
+def budgets(budget: dict[str, float], *, vs: str = "student") -> dict[str, BudgetSpec]:
+    return {task: BudgetSpec(points=points, vs=vs) for task, points in budget.items()}
+
+
+def card(*files: Evaluation | str, budget: dict[str, float] | None = None, vs: str = "student") -> Scorecard:
     rows = [
         (entry(TEACHER), answered(shift=0.01, wrong=20)),
         (entry(STUDENT), answered(shift=0.02, wrong=40)),
         (entry(FAKE_QUANT), answered(shift=0.022, wrong=42)),
         *((entry(FILE, f"file{i}"), made) for i, made in enumerate(files)),
     ]
-    return scorecard(rows, budget=budget)
+    return scorecard(rows, budget=budgets(budget or {}, vs=vs))
 
 
 def test_deltas_and_agreement_refer_to_teacher_and_student() -> None:
@@ -155,6 +157,124 @@ def test_budget_is_kept_up_to_its_edge_and_broken_beyond() -> None:
     assert card(answered(wrong=44, years=5.51), budget=budget).exit_code == 1
 
 
+def test_budget_against_the_teacher_is_another_one_twin() -> None:
+    # 44 wrong genders: 1 point below the student's 40, 6 points below the teacher's 20.
+    file = answered(wrong=44)
+    assert card(file, budget={"gender": 1.0}).exit_code == 0
+    broken = card(file, budget={"gender": 5.9}, vs="teacher")
+    assert broken.rows[3].reason == "gender worse by more than 5.9 points than the teacher"
+    assert broken.exit_code == 1
+    assert card(file, budget={"gender": 6.0}, vs="teacher").exit_code == 0
+    cell = broken.rows[3].tasks["gender"]
+    assert (cell.budget, cell.budget_vs, cell.within_budget) == (5.9, "teacher", False)
+    printed = {line.key: line for line in lines(broken)["gender"]}
+    assert printed["delta_teacher"].verdicts == (None, None, None, False)
+    assert printed["delta_student"].verdicts == (None, None, None, None)
+    assert printed["delta_teacher"].title == "Δ teacher, points (budget 5.9)"
+
+
+def test_budget_against_a_teacher_that_is_not_there_is_not_checked() -> None:
+    rows = [(entry(STUDENT), answered()), (entry(FILE), answered())]
+    made = scorecard(rows, budget=budgets({"gender": 1.0}, vs="teacher"))
+    assert made.rows[1].outcome == "NOT_RUN"
+    assert "no teacher" in made.rows[1].reason
+
+
+def test_interval_of_the_teacher_holds_its_difference() -> None:
+    cell = card(answered(shift=0.02, wrong=60)).rows[3].tasks["gender"]
+    low, high = cell.interval_teacher
+    assert low < cell.delta_teacher < high < 0.0
+    same = scorecard([(entry(TEACHER), answered(wrong=9)), (entry(FILE), answered(wrong=9))]).rows[1].tasks["gender"]
+    assert same.interval_teacher == (0.0, 0.0)
+    assert same.interval is None
+
+
+def test_intervals_are_those_of_the_paired_bootstrap() -> None:
+    file, student = answered(wrong=60, years=6.0), answered(shift=0.02, wrong=40)
+    cells = card(file).rows[3].tasks
+    for task, factor in (("gender", 100.0), ("age", 20.0)):  # percent of the student's 5 years
+        labels, pair = file.labels[task], (file.predictions[task], student.predictions[task])
+        expected = paired_interval(TASKS[task], pair, labels=labels, resamples=1000)
+        assert cells[task].interval == pytest.approx((factor * expected.low, factor * expected.high), abs=1e-9)
+
+
+def test_a_device_is_judged_like_a_file_and_a_lying_one_fails() -> None:
+    rows = [(entry(STUDENT), answered(wrong=40)), (entry(DEVICE, "phone"), answered(wrong=45))]
+    made = scorecard(rows, budget=budgets({"gender": 1.0}))
+    assert [(row.role, row.outcome) for row in made.rows] == [(STUDENT, "MEASURED"), (DEVICE, "FAIL")]
+    lied = scorecard([rows[0], (entry(DEVICE, "phone"), BudgetError("outputs swapped", where="a.tflite"))])
+    assert lied.rows[1].outcome == "FAIL"
+    assert "outputs swapped" in lied.rows[1].reason
+    assert lied.exit_code == 1
+    assert lied.as_json()["pass"] is False
+
+
+def without_labels(made: Evaluation) -> Evaluation:
+    why = "toy has no labels for it"
+    return replace(made, labels={}, tasks={}, absent=dict.fromkeys(made.predictions, why))
+
+
+def test_agreement_is_the_only_column_of_unlabelled_faces() -> None:
+    from rich.console import Console
+
+    rows = [
+        (entry(TEACHER), without_labels(answered(shift=0.01, wrong=20))),
+        (entry(STUDENT), without_labels(answered(shift=0.02, wrong=40))),
+        (entry(FILE, "a.tflite"), without_labels(answered(shift=0.024, wrong=44, years=5.5))),
+    ]
+    made = scorecard(rows)
+    file = made.rows[2]
+    assert file.tasks == {}
+    labelled = card(answered(shift=0.024, wrong=44, years=5.5)).rows[3]
+    assert file.unlabelled == {task: cell.agreement for task, cell in labelled.tasks.items()}
+    assert labelled.unlabelled == {}
+    printed = lines(made)
+    assert list(printed) == ["landmarks5", "gender", "age"]
+    assert all([line.key for line in found] == ["agreement"] for found in printed.values())
+    assert printed["gender"][0].texts == ("-", "95.00", "94.00")
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(render(made))
+    text = console.export_text()
+    assert "same answer" in text
+    assert "94.00" in text
+    assert "| `a.tflite` | torch | 94.00 |" in as_markdown(made)
+    assert from_json(json.loads(json.dumps(made.as_json())), where="here").as_json() == made.as_json()
+
+
+def sure(made: Evaluation, *, shift: float = 0.0) -> Evaluation:
+    """The same genders as logits, `shift` added to the second; noise decides how far the two are apart."""
+    apart = np.abs(np.random.default_rng(7).normal(2.0, 1.0, N)) + 0.05
+    margin = np.where(made.predictions["gender"] == 1, apart, -apart) + shift
+    raw = np.stack([np.zeros(N), margin], 1).astype(np.float32)
+    predictions = {**made.predictions, "gender": (raw[:, 1] > 0).astype(np.int64)}
+    tasks = {**made.tasks, "gender": score(TASKS["gender"], predictions["gender"], made.labels["gender"])}
+    return replace(made, outputs={"gender": raw}, predictions=predictions, tasks=tasks)
+
+
+def test_confusion_calibration_and_threshold_of_two_classes() -> None:
+    cell = scorecard([(entry(FILE), sure(answered(wrong=40)))]).rows[0].tasks["gender"]
+    made = sure(answered(wrong=40))
+    truth, said = made.labels["gender"], made.predictions["gender"]
+    assert sum(map(sum, cell.confusion)) == N
+    assert cell.confusion[0][1] == int(((truth == 0) & (said == 1)).sum())
+    assert sum(n for _, _, n in cell.calibration) == N
+    confidence = 1 / (1 + np.exp(-np.abs(made.outputs["gender"][:, 1].astype(np.float64))))
+    assert sum(c * n for c, _, n in cell.calibration) == pytest.approx(confidence.sum(), rel=1e-9)
+    assert cell.ece == pytest.approx(sum(n * abs(a - c) for c, a, n in cell.calibration) / N)
+    assert cell.recalibrated["n"] == N
+    assert cell.recalibrated["value"] == pytest.approx(cell.value, abs=0.02)
+    assert scorecard([(entry(FILE), answered(wrong=40))]).rows[0].tasks["gender"].calibration == ()
+
+
+def test_another_threshold_takes_a_shift_of_the_logits_back_twin() -> None:
+    plain = scorecard([(entry(FILE), sure(answered(wrong=40)))]).rows[0].tasks["gender"]
+    moved = scorecard([(entry(FILE), sure(answered(wrong=40), shift=2.0))]).rows[0].tasks["gender"]
+    assert moved.value < plain.value - 0.1
+    assert moved.recalibrated["value"] == pytest.approx(plain.value, abs=0.02)
+    assert moved.recalibrated["threshold"] > 0.75  # a logit of 1.1; 2 was added
+    assert moved.ece > plain.ece
+
+
 def test_better_than_the_student_keeps_any_budget() -> None:
     made = card(answered(shift=0.0, wrong=0, years=1.0), budget={"gender": 0.0, "age": 0.0, "landmarks5": 0.0})
     assert made.rows[3].outcome == "PASS"
@@ -178,7 +298,7 @@ def test_budget_of_an_unlabelled_task_is_not_checked_and_never_a_pass() -> None:
 
 
 def test_budget_without_a_student_is_not_checked() -> None:
-    made = scorecard([(entry(FILE), answered())], budget={"gender": 1.0})
+    made = scorecard([(entry(FILE), answered())], budget=budgets({"gender": 1.0}))
     assert made.rows[0].outcome == "NOT_RUN"
     assert "no fp32 student" in made.rows[0].reason
 
@@ -197,6 +317,21 @@ def test_scorecard_survives_json() -> None:
     again = from_json(json.loads(json.dumps(made.as_json(), allow_nan=False)), where="here")
     assert again.as_json() == made.as_json()
     assert again.rows[3].tasks == made.rows[3].tasks
+
+
+def test_scorecard_from_before_intervals_of_the_teacher_is_read() -> None:
+    plain = json.loads(json.dumps(card(answered(wrong=45)).as_json()))
+    for name in ("subgroups", "blame"):
+        del plain[name]
+    for row in plain["rows"]:
+        del row["unlabelled"], row["hardware"]
+        for cell in row["tasks"].values():
+            for name in ("interval_teacher", "budget_vs", "confusion", "calibration", "ece", "recalibrated"):
+                del cell[name]
+    old = from_json(plain, where="here")
+    assert old.rows[3].tasks["gender"].value == pytest.approx(1 - 45 / N)
+    assert old.rows[3].tasks["gender"].interval_teacher is None
+    assert "gender" in lines(old)
 
 
 @pytest.mark.parametrize(
@@ -253,9 +388,9 @@ def test_table_shows_every_task_and_colours_the_broken_one(monkeypatch: pytest.M
     console.print(render(made))
     styled = console.export_text(styles=True, clear=False)
     plain = console.export_text()
-    for text in ("landmarks5", "failures, %", "Δ student, points", "file1: not here", "FAIL", "NOT_RUN", "88.75"):
+    for text in ("landmarks5", "failures", "Δ student", "budget 1", "file1: not here", "FAIL", "NOT_RUN", "88.75"):
         assert text in plain
-    assert re.search(r"\x1b\[1;31m *-1\.25 ✗", styled)
+    assert re.search(r"\x1b\[1;31m *-1\.25 ±\d\.\d\d ✗", styled)
     assert not re.search(r"\x1b\[1;31m *-0\.50", styled)
 
 
@@ -268,7 +403,9 @@ def test_lines_have_a_text_per_row() -> None:
             assert len(line.texts) == len(line.verdicts) == len(made.rows)
     deltas = next(line for line in printed["gender"] if "student" in line.title)
     assert deltas.title == "Δ student, points (budget 1)"
-    assert deltas.texts == ("-", "-", "-0.50", "-1.25 ✗", "-")
+    assert [text.partition(" ±")[0] for text in deltas.texts] == ["-", "-", "-0.50", "-1.25", "-"]
+    assert deltas.texts[3].endswith(" ✗")
+    assert with_interval(-0.5, (-1.0, 0.25)) == "-0.50 ±0.62"
     assert deltas.verdicts == (None, None, None, False, None)
 
 
@@ -301,6 +438,8 @@ def test_measuring_runs_each_model_on_its_own_crops_and_reports_missing_tools() 
             px=px,
             margin=1.0,
             keys=tuple(map(str, range(N))),
+            people=tuple(map(str, range(N))),
+            groups={},
             labels=truth,
             name="toy",
             source="toy@val",
@@ -318,23 +457,13 @@ def test_measuring_runs_each_model_on_its_own_crops_and_reports_missing_tools() 
         Entry(role=FILE, name="shipped", open=missing),
     ]
     told: list[tuple[str, int, int]] = []
-    made = measure(entries, crops, budget={"gender": 1.0}, progress=lambda *now: told.append(now))
+    made = measure(entries, crops, budget=budgets({"gender": 1.0}), progress=lambda *now: told.append(now))
     assert [row.outcome for row in made.rows] == ["MEASURED", "MEASURED", "NOT_RUN"]
     assert "not installed" in made.rows[2].reason
     assert told[-1] == ("small", N, N)
     assert {name for name, _, _ in told} == {"big", "small"}
     assert made.rows[1].tasks["landmarks5"].agreement["distance_percent"] == 0.0
     assert made.rows[1].tasks["gender"].value == evaluate(Still(16), crops(Still(16))).tasks["gender"]["accuracy"]
-
-    # A second bundle of the same run: its checkpoints are not run again, its files are.
-    known: dict[str, Evaluation] = {}
-    measure(entries, crops, known=known)
-    assert known.keys() == {"big", "small"}
-    told.clear()
-    files = [*entries[:2], Entry(role=FILE, name="shipped", open=lambda: Still(16))]
-    again = measure(files, crops, budget={"gender": 1.0}, progress=lambda *now: told.append(now), known=known)
-    assert {name for name, _, _ in told} == {"shipped"}
-    assert again.rows[1].tasks["gender"] == made.rows[1].tasks["gender"]
 
 
 def test_run_folder_without_checkpoints_is_refused(tmp_path: Path) -> None:
@@ -345,7 +474,7 @@ def test_run_folder_without_checkpoints_is_refused(tmp_path: Path) -> None:
 
 def test_relative_change_of_nothing_has_no_interval() -> None:
     rows = [(entry(STUDENT), answered(years=0.0)), (entry(FILE), answered(years=1.0))]
-    cell = scorecard(rows, budget={"age": 10.0}).rows[1].tasks["age"]
+    cell = scorecard(rows, budget=budgets({"age": 10.0})).rows[1].tasks["age"]
     assert cell.delta_student is None
     assert cell.interval is None
     assert cell.within_budget is False

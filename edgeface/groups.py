@@ -1,0 +1,53 @@
+"""The groups that faces are reported by: a corpus's own columns, labels that divide people, and pairs of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeface.metrics import known
+from edgeface.tasks import TASKS
+
+Column = NDArray[np.str_]
+
+BY_LABEL = ("gender", "age", "glasses")  # tasks whose labels are groups too
+CROSSED = "gender"  # paired with every column of the corpus
+
+
+def group_columns(groups: Mapping[str, Column], labels: Mapping[str, NDArray[Any]]) -> dict[str, Column]:
+    """Every way to divide these faces.
+
+    Args:
+        groups: The corpus's columns, N strings each; "" is unknown.
+        labels: Task name to labels in the form of tasks.py.
+
+    Returns:
+        Name to N group names, "" where unknown: columns, then "gender", "age" in decades or the corpus's own intervals,
+        "glasses", then "gender × COLUMN". Those with fewer than two groups are left out.
+    """
+    own = dict(groups)
+    by_label = {name: _names(name, labels[name]) for name in BY_LABEL if name in labels and name not in own}
+    columns = {**own, **by_label}
+    if CROSSED in columns:
+        for name in [name for name in own if name != CROSSED]:
+            both = (columns[CROSSED] != "") & (own[name] != "")
+            pairs = np.char.add(np.char.add(columns[CROSSED], " · "), own[name])
+            columns[f"{CROSSED} × {name}"] = np.where(both, pairs, "")
+    return {name: values for name, values in columns.items() if len(set(values.tolist()) - {""}) >= 2}
+
+
+def _names(task: str, labels: NDArray[Any]) -> Column:
+    has = known(TASKS[task], labels)
+    if task == "age":
+        low, high = np.nan_to_num(labels).T.astype(np.int64)
+        exact = low == high
+        decade = low // 10 * 10
+        low, high = np.where(exact, decade, low), np.where(exact, decade + 9, high)
+        names = np.asarray([f"{first}–{last}" for first, last in zip(low.tolist(), high.tolist(), strict=True)])
+    else:
+        classes = np.asarray([name.replace("_", " ") for name in TASKS[task].classes])
+        names = classes[np.where(has, labels, 0)]
+    return np.where(has, names, "")

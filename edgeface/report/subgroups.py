@@ -1,0 +1,101 @@
+"""How evenly each model serves the groups among the faces."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeface.evaluate import Evaluation
+from edgeface.metrics import bootstrap, known, percentiles, score
+from edgeface.report.scorecard import Gap, Group, Subgroups
+from edgeface.tasks import TASKS
+
+MINIMUM = 30  # labelled faces: one of fewer is more than 3 points of an accuracy
+RESAMPLES = 1000
+
+
+def subgroups(
+    models: Sequence[Evaluation], *, metrics: Mapping[str, str], teacher: Evaluation | None
+) -> list[Subgroups]:
+    """Every task by every way to divide the faces that leaves two groups of MINIMUM labelled faces or more.
+
+    Args:
+        models: On the same faces, in the order of the scorecard's rows.
+        metrics: Task to its main metric.
+        teacher: The one of `models` that gaps are compared with.
+    """
+    found = []
+    for task, metric in metrics.items():
+        scored = [made for made in models if metric in made.tasks.get(task, {})]
+        labelled = known(TASKS[task], scored[0].labels[task])
+        for by, names in scored[0].groups.items():
+            members = {name: labelled & (names == name) for name in set(names.tolist()) - {""}}
+            large = sorted((name for name, rows in members.items() if rows.sum() >= MINIMUM), key=_natural)
+            if len(large) >= 2:
+                kept = {name: members[name] for name in large}
+                found.append(
+                    Subgroups(
+                        task=task,
+                        by=by,
+                        metric=metric,
+                        groups=[Group(name=name, n=int(rows.sum())) for name, rows in kept.items()],
+                        rows=_gaps(task, metric, scored, kept, teacher=teacher),
+                        minimum=MINIMUM,
+                        left_out=int(labelled.sum() - sum(rows.sum() for rows in kept.values())),
+                    )
+                )
+    return found
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts "3–9" before "10–19"."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _gaps(
+    task: str,
+    metric: str,
+    models: Sequence[Evaluation],
+    members: Mapping[str, NDArray[np.bool_]],
+    *,
+    teacher: Evaluation | None,
+) -> list[Gap]:
+    values = np.full((len(models), len(members)), np.nan)
+    resampled = np.full((len(models), len(members), RESAMPLES), np.nan)
+    for column, rows in enumerate(members.values()):
+        labels = models[0].labels[task][rows]
+        answers = [made.predictions[task][rows] for made in models]
+        plain = [float(score(TASKS[task], each, labels).get(metric, np.nan)) for each in answers]
+        values[:, column] = plain
+        if np.isfinite(plain).all():
+            resampled[:, column] = bootstrap(
+                TASKS[task], answers, labels=labels, metric=metric, resamples=RESAMPLES, seed=column
+            )
+    gaps = [_spread(row) for row in values]
+    reference = next((gap for made, gap in zip(models, gaps, strict=True) if made is teacher), None)
+    return [
+        Gap(
+            model=made.model,
+            runtime=made.runtime,
+            values=[float(value) if np.isfinite(value) else None for value in row],
+            gap=gap,
+            gap_interval=_interval(draws[np.isfinite(row)]) if gap is not None else None,
+            gap_change_teacher=None if gap is None or reference is None or made is teacher else gap - reference,
+        )
+        for made, row, draws, gap in zip(models, values, resampled, gaps, strict=True)
+    ]
+
+
+def _spread(values: NDArray[Any]) -> float | None:
+    held = values[np.isfinite(values)]
+    return float(held.max() - held.min()) if len(held) >= 2 else None
+
+
+def _interval(draws: NDArray[Any]) -> list[float] | None:
+    """Of (groups, R) resampled values."""
+    low, high = percentiles(draws.max(0) - draws.min(0))
+    return [low, high] if np.isfinite([low, high]).all() else None
