@@ -67,3 +67,17 @@ def test_the_speed_table_in_the_readme_is_the_committed_result() -> None:
     assert markdown(found) in (ROOT / "README.md").read_text(encoding="utf-8")
     found["students"]["edge_s"]["android"][1]["median_ms"] *= 2.0
     assert markdown(found) not in (ROOT / "README.md").read_text(encoding="utf-8"), "another figure is noticed"
+
+
+def test_what_was_tried_on_the_built_in_kernels_is_what_the_words_say() -> None:
+    from benchmarks.builtin_rounding import markdown
+
+    rows = json.loads((RESULT.parent / "builtin_rounding.json").read_text(encoding="utf-8"))["rows"]
+    assert markdown(rows) in (RESULT.parent / "builtin_rounding.md").read_text(encoding="utf-8")
+    without_ties = [row for row in rows if row["variant"] == "no ties"]
+    averaged = {"cnn5", "lightcnn9"}  # end in a global mean, whose sums keep their ties
+    assert all((row["exact_between_kernels"] == 1.0) == (row["backbone"] not in averaged) for row in without_ties)
+    costs = [row["xnnpack_gap_to_student"]["points"] for row in without_ties]
+    assert (round(min(costs), 1), round(max(costs), 1)) == (0.6, 5.3)
+    shipped = [row for row in rows if row["variant"] == "as shipped"]
+    assert {round(100 * (1 - row["exact_to_student"])) for row in shipped} >= {24, 57}
