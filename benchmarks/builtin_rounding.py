@@ -172,8 +172,8 @@ benchmarks/builtin_rounding.py, conditions stand in the JSON.
 
 Constants without ties make both kernels compute the same in every layer but the global mean (which `cnn5` and
 `lightcnn9` have), as they must: the cause is understood. They take two bits of the weights and up to one more, and cost
-0.6 to 5.3 points without training on such a grid; training on it was not tried. Lower biases move the built-in kernels a
-little nearer to the student, and XNNPACK away from it. QAT's constants are shipped.
+0.6 to 5.3 points without training on such a grid; training on it was not tried. Lower biases move the built-in kernels
+a little nearer to the student, and XNNPACK away from it. QAT's constants are shipped.
 """
 
 
