@@ -60,7 +60,7 @@ def layer_errors(graph: Graph, quantized: Quantized, images: NDArray[np.uint8], 
     noise = dict.fromkeys(nodes, 0.0)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (graph.mean, graph.std))
     for start in range(0, len(images), batch):
-        pictures = np.ascontiguousarray(images[start : start + batch])
+        pictures = np.array(images[start : start + batch])  # a copy: torch wants to be able to write
         held = simulate_nodes(quantized, pictures)
         values: dict[str, Tensor] = {INPUT: (torch.from_numpy(pictures).permute(0, 3, 1, 2).float() - mean) / std}
         for name, node in nodes.items():
