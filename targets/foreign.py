@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 from edgeface.errors import ModelError, UnsupportedError
 from edgeface.specs import ModelSpec, OutputSpec
 from edgeface.tasks import TASKS, Kind
+from targets.protocol import Port
 
 TRIAL_S = 120.0
 
@@ -83,13 +84,19 @@ def require_pictures(batch: NDArray[Any], side: int, *, where: str) -> None:
         raise ModelError(f"pictures {batch.dtype} {batch.shape}", expected=f"uint8 (B, {side}, {side}, 3)", where=where)
 
 
+def takes_pictures(port: Port) -> bool:
+    """Whether an input is a uint8 picture as edgeface hands them out: (1, H, H, 3)."""
+    shape = port.shape
+    return port.dtype == "uint8" and len(shape) == 4 and shape[3] == 3 and shape[1] is not None and shape[1] == shape[2]
+
+
 def takes_no_picture(found: str, *, where: str) -> UnsupportedError:
     """The error for a file whose input is not a uint8 picture, so that pictures cannot be run through it."""
     return UnsupportedError(
         f"an input {found}",
         expected="uint8 (1, H, H, 3): how a picture becomes other numbers is not written in the file",
         where=where,
-        do="It can still be timed: edgeface bench",
+        do="Say so in a description (--spec), or time it alone: edgeface bench",
     )
 
 

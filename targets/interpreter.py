@@ -32,7 +32,7 @@ def describe(interpreter: Any) -> dict[str, Any]:
 
     Returns:
         `inputs`: list of slots; `outputs`: name to slot, by the signature where there is one, else by tensor name;
-        `dtypes`: NumPy names of all tensors' types. A slot has `index`, `dtype`, `shape` and `quantization`.
+        `dtypes`: NumPy names of all tensors' types. A slot has `name`, `index`, `dtype`, `shape` and `quantization`.
     """
     signatures = interpreter.get_signature_list()
     if len(signatures) == 1:
@@ -50,6 +50,7 @@ def describe(interpreter: Any) -> dict[str, Any]:
 def _slot(detail: Any) -> dict[str, Any]:
     scale, zero_point = detail["quantization"]
     return {
+        "name": str(detail["name"]),
         "index": int(detail["index"]),
         "dtype": np.dtype(detail["dtype"]).name,
         "shape": [int(side) for side in detail["shape"]],

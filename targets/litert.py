@@ -28,7 +28,7 @@ from targets.foreign import (
     try_apart,
 )
 from targets.interpreter import describe, run
-from targets.protocol import Grids
+from targets.protocol import Grids, Operations, Port
 from targets.silence import silenced
 
 TFLITE_RUNTIMES = ("tflite-xnnpack", "tflite-builtin", "tensorflow", "tflite-2.14")
@@ -116,17 +116,45 @@ class TfliteRunner:
             if detail["dtype"] == "int8"
         }
 
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        return (_port(self._input["name"], self._input),)
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        return tuple(_port(name, slot) for name, slot in self._outputs.items())
+
+    @property
+    def operations(self) -> Operations | None:
+        """See FileRunner.operations; LiteRT alone tells."""
+        if self.runtime not in ("tflite-xnnpack", "tflite-builtin"):
+            return None
+        counts = delegated(self.path)
+        if self.runtime == "tflite-builtin":
+            return {"builtin": {name: total for name, (_, total) in counts.items()}}
+        taken = {name: here for name, (here, _) in counts.items() if here}
+        left = {name: total - here for name, (here, total) in counts.items() if total > here}
+        return {"xnnpack": taken, "builtin": left}
+
     def run(self, batch: NDArray[np.uint8]) -> Outputs:
         """See evaluate.Runner.run."""
         codes = self.run_codes(batch)
-        values: Outputs = {}
-        for output in self.spec.outputs:
-            raw = codes[output.name]
-            if raw.dtype != np.float32:
-                scale, zero_point = self._outputs[output.name]["quantization"]
-                raw = (raw.astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
-            values[output.name] = raw.reshape(len(batch), *output.shape)
-        return values
+        return {
+            output.name: self._real(output.name, codes[output.name]).reshape(len(batch), *output.shape)
+            for output in self.spec.outputs
+        }
+
+    def answer(self, batch: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        """See FileRunner.answer."""
+        return {name: self._real(name, raw) for name, raw in self._engine.run(batch).items()}
+
+    def _real(self, name: str, raw: NDArray[Any]) -> NDArray[np.float32]:
+        if raw.dtype == np.float32:
+            return raw
+        scale, zero_point = self._outputs[name]["quantization"]
+        if not scale:  # an integer that counts or indexes
+            return raw.astype(np.float32)
+        return (raw.astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
 
     def run_codes(self, batch: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """As `run`, with integer outputs as they leave the file: output name to (B, …)."""
@@ -140,8 +168,22 @@ class TfliteRunner:
 
     def prepare(self, seed: int) -> Callable[[], None]:
         """See TimedRunner.prepare."""
-        picture = random_input(tuple(self._input["shape"]), self._input["dtype"], seed=seed)
-        return self._engine.prepare(picture)
+        return self.hold(random_input(tuple(self._input["shape"]), self._input["dtype"], seed=seed))
+
+    def hold(self, sample: NDArray[Any]) -> Callable[[], None]:
+        """See FileRunner.hold."""
+        return self._engine.prepare(sample)
+
+
+def _port(name: str, slot: Mapping[str, Any]) -> Port:
+    scale, zero_point = slot["quantization"]
+    integer = np.dtype(slot["dtype"]).kind in "iu" and scale
+    return Port(
+        name=name,
+        dtype=slot["dtype"],
+        shape=tuple(slot["shape"]),
+        grid=(float(scale), int(zero_point)) if integer else None,
+    )
 
 
 def delegated(path: Path) -> dict[str, tuple[int, int]]:
@@ -229,6 +271,21 @@ def _tensorflow() -> Any:
         return SimpleNamespace(
             Interpreter=tensorflow.lite.Interpreter, OpResolverType=tensorflow.lite.experimental.OpResolverType
         )
+
+
+def load_runtime(runtime: str) -> None:
+    """Import what runs a file, so that the time a file takes to open does not hold it.
+
+    Raises:
+        MissingToolError: It is not installed.
+    """
+    match runtime:
+        case "tensorflow":
+            _tensorflow()
+        case "tflite-2.14":  # a process of its own, started with the file
+            return
+        case _:
+            _litert()
 
 
 def _import_module(name: str, package: str, *, extra: str) -> Any:

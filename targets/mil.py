@@ -46,7 +46,7 @@ from edgeface.specs import ModelSpec
 from targets import artifacts
 from targets.coreml import read_model, weights_file
 from targets.foreign import minimal_spec, require_outputs, standardize
-from targets.protocol import Grids
+from targets.protocol import Grids, Operations, Port
 
 Arithmetic = Literal["fp32", "fp16"]
 
@@ -1152,6 +1152,37 @@ class MilRunner:
             for output in self.spec.outputs
         }
 
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        # Image inputs too are bytes as float32 to the operations, channels first.
+        return tuple(Port(name=value.name, dtype="float32", shape=value.shape or ()) for value in self._program.inputs)
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        shapes = {name: value.shape or () for name, value in self._program.declared().items()}
+        return tuple(Port(name=name, dtype="float32", shape=shapes[name]) for name in self._program.outputs)
+
+    @property
+    def operations(self) -> Operations | None:
+        """See FileRunner.operations: this executor says nothing of who would compute what on a device."""
+        return None
+
+    def answer(self, batch: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        """See FileRunner.answer."""
+        with _threads(self.threads):
+            values = self._executor.run(np.asarray(batch, np.float32))
+        return {name: values[name].astype(np.float32) for name in self._program.outputs}
+
+    def hold(self, sample: NDArray[Any]) -> Callable[[], None]:
+        """See FileRunner.hold."""
+        values = np.asarray(sample, np.float32)
+
+        def once() -> None:
+            with _threads(self.threads):
+                self._executor.run(values)
+
+        return once
+
     def prepare(self, seed: int) -> Callable[[], None]:
         """See TimedRunner.prepare."""
         generator = np.random.default_rng(seed)
@@ -1160,12 +1191,7 @@ class MilRunner:
             values = generator.integers(0, 256, shape).astype(np.float32)
         else:
             values = generator.uniform(-1.0, 1.0, shape).astype(np.float32)
-
-        def once() -> None:
-            with _threads(self.threads):
-                self._executor.run(values)
-
-        return once
+        return self.hold(values)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ import json
 import math
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +51,7 @@ from targets.foreign import (
     takes_no_picture,
     try_apart,
 )
-from targets.protocol import Grids
+from targets.protocol import Grids, Operations, Port
 from targets.silence import silenced
 
 NOTE = "edgeface"  # key of the metadata entry
@@ -681,8 +682,10 @@ class OnnxRunner:
         if len(inputs) != 1:
             raise UnsupportedError(f"{len(inputs)} inputs", expected="one, a picture", where=str(path))
         self._name = str(inputs[0].name)
+        self.inputs = (_port(inputs[0]),)
+        self.outputs = tuple(map(_port, self._session.get_outputs()))
         # A side that is not fixed, most often the batch, is 1.
-        self._shape = tuple(side if isinstance(side, int) and side > 0 else 1 for side in inputs[0].shape)
+        self._shape = tuple(1 if side is None else side for side in self.inputs[0].shape)
         self._kind = str(inputs[0].type)
         self._outputs = {str(entry.name): tuple(entry.shape) for entry in self._session.get_outputs()}
         self._own = spec is not None  # a float input of a file of ours is the standardized picture
@@ -718,6 +721,23 @@ class OnnxRunner:
             for place, output in enumerate(self.spec.outputs)
         }
 
+    @property
+    def operations(self) -> Operations | None:
+        """See FileRunner.operations: what is left once ONNX Runtime has optimised the graph."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "optimised.onnx"
+            _session(str(self.path), threads=1, where=str(self.path), optimised=path)
+            nodes = _parse(path.read_bytes(), where=str(path)).graph.node
+        return {"CPUExecutionProvider": dict(Counter(node.op_type for node in nodes))}
+
+    def answer(self, batch: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        """See FileRunner.answer."""
+        names = [port.name for port in self.outputs]
+        rows = [self._session.run(names, {self._name: sample[None]}) for sample in batch]
+        return {
+            name: np.concatenate([row[place] for row in rows]).astype(np.float32) for place, name in enumerate(names)
+        }
+
     def prepare(self, seed: int) -> Callable[[], None]:
         """See TimedRunner.prepare; the picture and the outputs are bound once, so no copy is timed."""
         dtype = _DTYPES.get(self._kind)
@@ -725,9 +745,19 @@ class OnnxRunner:
             raise UnsupportedError(
                 f"an input {self._kind}", expected=f"one of {', '.join(_DTYPES)}", where=str(self.path)
             )
-        picture = random_input(self._shape, dtype, seed=seed)
+        if None in self.inputs[0].shape[1:]:
+            raise UnsupportedError(
+                f"an input {self.inputs[0]}",
+                expected="sides that are fixed, all but the batch",
+                where=str(self.path),
+                do="Say its size in a spec: --spec FILE",
+            )
+        return self.hold(random_input(self._shape, dtype, seed=seed))
+
+    def hold(self, sample: NDArray[Any]) -> Callable[[], None]:
+        """See FileRunner.hold."""
         binding = self._session.io_binding()
-        value = _import("onnxruntime").OrtValue.ortvalue_from_numpy(picture)
+        value = _import("onnxruntime").OrtValue.ortvalue_from_numpy(sample)
         binding.bind_ortvalue_input(self._name, value)
         for name in self._outputs:
             binding.bind_output(name)
@@ -737,6 +767,21 @@ class OnnxRunner:
             session.run_with_iobinding(binding)
 
         return run
+
+
+def load_runtime() -> None:
+    """Import what runs a file, so that the time a file takes to open does not hold it.
+
+    Raises:
+        MissingToolError: It is not installed.
+    """
+    _import("onnxruntime")
+
+
+def _port(entry: Any) -> Port:
+    kind = _DTYPES.get(str(entry.type))
+    shape = tuple(side if isinstance(side, int) and side > 0 else None for side in entry.shape)
+    return Port(name=str(entry.name), dtype=str(entry.type) if kind is None else np.dtype(kind).name, shape=shape)
 
 
 _DTYPES: dict[str, type[Any]] = {

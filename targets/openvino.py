@@ -60,7 +60,7 @@ from targets.foreign import (
     takes_no_picture,
     try_apart,
 )
-from targets.protocol import Grids
+from targets.protocol import Grids, Operations, Port
 
 NOTE = "edgeface"  # key of the metadata entry
 LAYERS = ("conv2d", "linear")
@@ -887,6 +887,7 @@ class OpenvinoRunner:
         self._picture = _openvino().Tensor(compiled.input(0).get_element_type(), compiled.input(0).get_shape())
         self._request.set_input_tensor(self._picture)
         self._saturates = _largest_weight(self._model) > _SAFE_WEIGHT and not adds_exactly()
+        self._compiled = compiled
         self._outputs = {_name(port): port for port in compiled.outputs}
         self._own = spec is not None  # a float input of a file of ours is the standardized picture
         self.spec = spec or _minimal_spec(path, compiled.input(0), self._outputs)
@@ -934,9 +935,53 @@ class OpenvinoRunner:
 
     def prepare(self, seed: int) -> Callable[[], None]:
         """See TimedRunner.prepare."""
-        picture = self._picture.data
-        picture[:] = random_input(picture.shape, picture.dtype, seed=seed)
+        return self.hold(random_input(self._picture.data.shape, self._picture.data.dtype, seed=seed))
+
+    def hold(self, sample: NDArray[Any]) -> Callable[[], None]:
+        """See FileRunner.hold."""
+        self._picture.data[:] = sample
         return functools.partial(self._request.infer, share_outputs=True)
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        return (_port(self._compiled.input(0)),)
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        return tuple(map(_port, self._outputs.values()))
+
+    @property
+    def operations(self) -> Operations | None:
+        """See FileRunner.operations: the executed graph, by the arithmetic of each layer."""
+        found: dict[str, dict[str, int]] = {}
+        for op in self._compiled.get_runtime_model().get_ops():
+            told = op.get_rt_info()
+            kind, precision = (str(_plain(told, key)) for key in ("layerType", "runtimePrecision"))
+            if kind not in ("Input", "Output", "Const"):
+                counts = found.setdefault(f"CPU {precision}", {})
+                counts[kind] = counts.get(kind, 0) + 1
+        return found
+
+    def answer(self, batch: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        """See FileRunner.answer."""
+        rows: dict[str, list[NDArray[np.float32]]] = {name: [] for name in self._outputs}
+        for sample in batch:
+            self._picture.data[:] = sample[None]
+            self._request.infer(share_outputs=True)
+            for name, port in self._outputs.items():
+                rows[name].append(self._request.get_tensor(port).data.astype(np.float32))
+        return {name: np.concatenate(parts) for name, parts in rows.items()}
+
+
+def _plain(told: Any, key: str) -> Any:
+    value = told.get(key, "")
+    return getattr(value, "value", value)
+
+
+def _port(port: Any) -> Port:
+    dtype = np.dtype(port.get_element_type().to_dtype()).name
+    shape = tuple(int(side.get_length()) if side.is_static else None for side in port.get_partial_shape())
+    return Port(name=_name(port), dtype=dtype, shape=shape)
 
 
 # Two products of 255 and 64 still fit into 16 bits.
@@ -1069,6 +1114,15 @@ def _differs(layer: str, found: str, expected: str, *, where: Path) -> ModelErro
 
 def _core() -> Any:
     return _openvino().Core()
+
+
+def load_runtime() -> None:
+    """Import what runs a file, so that the time a file takes to open does not hold it.
+
+    Raises:
+        MissingToolError: It is not installed.
+    """
+    _core()
 
 
 def _openvino() -> Any:

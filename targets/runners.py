@@ -4,6 +4,8 @@
     open_model("runs/demo/teacher")                 any checkpoint
     open_model("out/android", precision="fp16")     a file of a bundle; w8a8 when none is named
     open_model("model.tflite")                      a file of ours or of anyone
+    open_model("peer.onnx", described="peer.toml")  a file of others, with what it means (targets/description.py)
+    open_to_score("peer.onnx")                      the same, or an error that holds the description to fill in
 
 Loading a broken flatbuffer can end the process that tries. A file whose digest a bundle's manifest vouches for is
 opened at once; any other is first run in a process of its own.
@@ -11,8 +13,10 @@ opened at once; any other is first run in a process of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,7 @@ from numpy.typing import NDArray
 
 from edgeface.checkpoint import Checkpoint, load_checkpoint
 from edgeface.config import from_plain
-from edgeface.errors import ConfigError, ModelError, UnsupportedError, UsageError
+from edgeface.errors import ConfigError, MissingToolError, ModelError, UnsupportedError, UsageError
 from edgeface.evaluate import Outputs
 from edgeface.files import read_json
 from edgeface.models.runner import TorchRunner
@@ -29,10 +33,13 @@ from edgeface.runs import is_run
 from edgeface.specs import RUNTIMES, ModelSpec
 from quantize.grid import Quantized, dequantize, simulate
 from targets import artifacts
+from targets.description import DescribedRunner, read_description, undescribed
+from targets.foreign import takes_pictures
 from targets.litert import TFLITE_RUNTIMES
-from targets.protocol import Grids, TimedRunner
+from targets.protocol import FileRunner, Grids, TimedRunner
 
 MANIFEST = "manifest.json"
+DEVICES = ("cpu", "cuda")
 
 Opener = Callable[..., TimedRunner]
 
@@ -48,6 +55,7 @@ class Format:
         open: (path, spec=, runtime=, precision=, threads=) to a runner.
         probe: Raises ModelError when a file cannot be run, without harm to this process.
         note: What edgeface wrote into a file; {} for files of others.
+        load: Imports what a runtime needs, so that the time a file takes to open does not hold it.
     """
 
     target: str
@@ -56,6 +64,7 @@ class Format:
     open: Opener
     probe: Callable[[Path], None]
     note: Callable[[Path], Mapping[str, Any]]
+    load: Callable[[str], None]
 
 
 def _open_tflite(path: Path, **options: Any) -> TimedRunner:
@@ -76,6 +85,12 @@ def _note_tflite(path: Path) -> Mapping[str, Any]:
     return read_note(path)
 
 
+def _load_tflite(runtime: str) -> None:
+    from targets.litert import load_runtime
+
+    load_runtime(runtime)
+
+
 def _open_openvino(path: Path, **options: Any) -> TimedRunner:
     from targets.openvino import OpenvinoRunner
 
@@ -94,6 +109,12 @@ def _note_openvino(path: Path) -> Mapping[str, Any]:
     return read_note(path)
 
 
+def _load_openvino(runtime: str) -> None:
+    from targets.openvino import load_runtime
+
+    load_runtime()
+
+
 def _open_onnx(path: Path, **options: Any) -> TimedRunner:
     from targets.onnx import OnnxRunner
 
@@ -110,6 +131,12 @@ def _note_onnx(path: Path) -> Mapping[str, Any]:
     from targets.onnx import read_note
 
     return read_note(path)
+
+
+def _load_onnx(runtime: str) -> None:
+    from targets.onnx import load_runtime
+
+    load_runtime()
 
 
 def _open_coreml(path: Path, *, runtime: str, **options: Any) -> TimedRunner:
@@ -132,6 +159,10 @@ def _note_coreml(path: Path) -> Mapping[str, Any]:
     return read_note(path)
 
 
+def _load_coreml(runtime: str) -> None:
+    from targets import mil  # noqa: F401 (loading it is all that is wanted)
+
+
 FORMATS: dict[str, Format] = {
     ".tflite": Format(
         target="android",
@@ -140,6 +171,7 @@ FORMATS: dict[str, Format] = {
         open=_open_tflite,
         probe=_probe_tflite,
         note=_note_tflite,
+        load=_load_tflite,
     ),
     ".xml": Format(
         target="openvino",
@@ -148,6 +180,7 @@ FORMATS: dict[str, Format] = {
         open=_open_openvino,
         probe=_probe_openvino,
         note=_note_openvino,
+        load=_load_openvino,
     ),
     ".onnx": Format(
         target="onnx",
@@ -156,6 +189,7 @@ FORMATS: dict[str, Format] = {
         open=_open_onnx,
         probe=_probe_onnx,
         note=_note_onnx,
+        load=_load_onnx,
     ),
     ".mlpackage": Format(
         target="ios",
@@ -164,6 +198,7 @@ FORMATS: dict[str, Format] = {
         open=_open_coreml,
         probe=_probe_coreml,
         note=_note_coreml,
+        load=_load_coreml,
     ),
 }
 
@@ -188,7 +223,13 @@ class Located:
 
 
 def open_model(
-    path: str | Path, *, runtime: str | None = None, precision: str | None = None, threads: int = 1
+    path: str | Path,
+    *,
+    runtime: str | None = None,
+    precision: str | None = None,
+    threads: int = 1,
+    described: str | Path | None = None,
+    device: str = "cpu",
 ) -> TimedRunner:
     """Open a run, a checkpoint, a bundle or a model file.
 
@@ -197,12 +238,60 @@ def open_model(
         runtime: One of specs.RUNTIMES; None takes torch for checkpoints and the first of its format for files.
         precision: Which file of a bundle; None takes w8a8, or the only one.
         threads: CPU threads of each run.
+        described: A --spec file that says what a model file means, in place of what stands in or beside it.
+        device: One of DEVICES, for checkpoints; files run on the CPU.
 
     Raises:
         ModelError: Nothing there, or it is broken.
         UnsupportedError: The runtime cannot run this kind of model.
-        MissingToolError: The runtime is not installed, or edgeface does not speak to it yet.
+        ConfigError: What the description has wrong or leaves open.
+        MissingToolError: The runtime or the device is not here, or edgeface does not speak to it yet.
     """
+    return _open(path, runtime=runtime, precision=precision, threads=threads, described=described, device=device)[0]
+
+
+def open_to_score(
+    path: str | Path,
+    *,
+    runtime: str | None = None,
+    precision: str | None = None,
+    threads: int = 1,
+    described: str | Path | None = None,
+    device: str = "cpu",
+) -> TimedRunner:
+    """As `open_model`, for what pictures are to be run through.
+
+    Raises:
+        UnsupportedError: Also for a file of others that does not tell what it takes or answers: with its inputs and
+            outputs, and the description to fill in.
+    """
+    runner, known = _open(
+        path, runtime=runtime, precision=precision, threads=threads, described=described, device=device
+    )
+    if known:
+        return runner
+    file: Any = runner  # the formats' runners of files; Core ML's own has no ports
+    if not hasattr(file, "inputs"):
+        return runner
+    if not takes_pictures(file.inputs[0]):
+        why = "how a picture becomes this file's input is not written in it"
+    elif not runner.spec.outputs:
+        why = "none of its outputs is named after a task, so what they mean is not known"
+    else:
+        return runner
+    raise undescribed(Path(path), file.inputs, file.outputs, why=why)
+
+
+def _open(
+    path: str | Path,
+    *,
+    runtime: str | None,
+    precision: str | None,
+    threads: int,
+    described: str | Path | None,
+    device: str,
+) -> tuple[TimedRunner, bool]:
+    """The runner, and whether somebody said what it takes and answers."""
     if threads < 1:
         raise UsageError(f"{threads} threads", expected="1 or more", where="--threads")
     if runtime is not None and runtime not in RUNTIMES:
@@ -211,7 +300,14 @@ def open_model(
     if found.checkpoint is not None:
         if runtime not in (None, "torch"):
             raise _other_runtime(runtime, ("torch",), where=str(path), do="Build it first: edgeface build")
-        return _open_checkpoint(found.checkpoint, precision=precision, threads=threads, size_bytes=found.size_bytes)
+        if described is not None:
+            raise UsageError(
+                "a description of a checkpoint", expected="a model file", where="--spec", do="A checkpoint has its own"
+            )
+        opened = _open_checkpoint(
+            found.checkpoint, precision=precision, threads=threads, size_bytes=found.size_bytes, device=device
+        )
+        return opened, True
     assert found.file is not None
     kind = FORMATS[found.file.suffix]
     chosen = runtime or kind.runtimes[0]
@@ -224,7 +320,10 @@ def open_model(
         spec, own = _noted(found.file, kind)
         if precision is not None and own and precision != own:
             raise UsageError(f"{precision!r}", expected=repr(own), where=f"--precision for {path}")
-    return kind.open(found.file, spec=spec, runtime=chosen, precision=own, threads=threads)
+    if described is None:
+        opened_file = kind.open(found.file, spec=spec, runtime=chosen, precision=own, threads=threads)
+        return opened_file, spec is not None
+    return _open_described(found.file, described=described, runtime=chosen, precision=own, threads=threads), True
 
 
 def open_file(
@@ -233,6 +332,61 @@ def open_file(
     """Open a model file that is known to be whole, by the runtime named or the first of its format."""
     kind = FORMATS[path.suffix]
     return kind.open(path, spec=spec, runtime=runtime or kind.runtimes[0], precision=precision, threads=threads)
+
+
+def reopen(
+    path: Path,
+    *,
+    runtime: str,
+    precision: str | None,
+    threads: int,
+    described: str | Path | None,
+    device: str,
+) -> Callable[[], TimedRunner]:
+    """What opens again a model that was opened before, with everything read and imported that is not the opening.
+
+    Args:
+        path: As for `open_model`; a broken file may end this process.
+        runtime: What the model was opened in.
+        precision: As for `open_model`.
+        threads: CPU threads.
+        described: A --spec file.
+        device: One of DEVICES.
+    """
+    found = locate(path, precision=precision)
+    if found.checkpoint is not None:
+        import distill.stages  # noqa: F401 (loaded here, so that opening need not)
+        import quantize.qat  # noqa: F401
+
+        checkpoint = found.checkpoint
+        return partial(
+            _open_checkpoint,
+            checkpoint,
+            precision=precision,
+            threads=threads,
+            size_bytes=found.size_bytes,
+            device=device,
+        )
+    assert found.file is not None
+    kind = FORMATS[found.file.suffix]
+    kind.load(runtime)
+    spec, own = (found.spec, found.precision) if found.spec is not None else _noted(found.file, kind)
+    if described is not None:
+        return partial(
+            _open_described, found.file, described=described, runtime=runtime, precision=own, threads=threads
+        )
+    return partial(kind.open, found.file, spec=spec, runtime=runtime, precision=own, threads=threads)
+
+
+def _open_described(
+    file: Path, *, described: str | Path, runtime: str, precision: str, threads: int
+) -> DescribedRunner:
+    description = read_description(Path(described))
+    base: Any = FORMATS[file.suffix].open(file, spec=None, runtime=runtime, precision=precision, threads=threads)
+    if not hasattr(base, "answer"):
+        raise UnsupportedError(f"--spec with runtime {runtime!r}", expected="another runtime", where=str(file))
+    raw: FileRunner = base
+    return DescribedRunner(raw, description, where=str(described))
 
 
 def _other_runtime(runtime: str | None, accepted: Sequence[str], *, where: str, do: str) -> UnsupportedError:
@@ -396,6 +550,7 @@ class CheckpointRunner(TorchRunner):
     ) -> None:
         super().__init__(network, spec, precision=precision)
         self.threads = threads
+        self.device = str(self._device)
         self.quantized = quantized
         self.size_bytes = size_bytes
 
@@ -420,24 +575,40 @@ class CheckpointRunner(TorchRunner):
 
     def run(self, batch: NDArray[np.uint8]) -> Outputs:
         """See evaluate.Runner.run."""
-        import torch
-
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
-        try:
+        with self._settled():
             return super().run(batch)
-        finally:
-            torch.set_num_threads(before)
 
     def prepare(self, seed: int) -> Callable[[], None]:
-        """See TimedRunner.prepare."""
+        """See TimedRunner.prepare; on a GPU a run ends when its results are there, still on the GPU."""
+        import torch
+
         side = self.spec.input_px
         picture = np.random.default_rng(seed).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
+        image = torch.tensor(picture, device=self._device).permute(0, 3, 1, 2)
+        image = image.to(torch.float32, memory_format=torch.channels_last)
+        on_gpu = self._device.type == "cuda"
 
+        @torch.no_grad()
         def once() -> None:
-            self.run(picture)
+            with self._settled():
+                self._network(image)
+                if on_gpu:
+                    torch.cuda.synchronize()
 
         return once
+
+    @contextmanager
+    def _settled(self) -> Iterator[None]:
+        """This runner's threads, and on a GPU float32 that is not shortened to TF32 on the way."""
+        import torch
+
+        before, on_gpu = torch.get_num_threads(), self._device.type == "cuda"
+        torch.set_num_threads(self.threads)
+        try:
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if on_gpu else nullcontext():
+                yield
+        finally:
+            torch.set_num_threads(before)
 
 
 class SimulatedRunner:
@@ -483,8 +654,10 @@ class SimulatedRunner:
 
 
 def _open_checkpoint(
-    checkpoint: Checkpoint, *, precision: str | None, threads: int, size_bytes: int
+    checkpoint: Checkpoint, *, precision: str | None, threads: int, size_bytes: int, device: str
 ) -> CheckpointRunner:
+    import torch
+
     from distill.stages import load_network
     from quantize.qat import load_qat
 
@@ -496,9 +669,18 @@ def _open_checkpoint(
             where=str(checkpoint.folder),
             do="Name a bundle to choose among its files",
         )
+    if device not in DEVICES:
+        raise UsageError(f"{device!r}", expected=f"one of {', '.join(map(repr, DEVICES))}", where="--device")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise MissingToolError(
+            "no CUDA device here" if torch.version.cuda else "this torch was built without CUDA",
+            expected="an NVIDIA GPU and a torch that can use it",
+            where="--device cuda",
+            do="Leave --device out to run on the CPU",
+        )
     fake_quant = load_qat(checkpoint) if checkpoint.kind == "qat" else None
     return CheckpointRunner(
-        fake_quant or load_network(checkpoint),
+        (fake_quant or load_network(checkpoint)).to(device),
         checkpoint.model,
         precision=own,
         threads=threads,

@@ -29,6 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", metavar="P", help="which file of a bundle; default: w8a8")
     parser.add_argument("--teacher", metavar="MODEL", help="also measure the agreement with this model")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads; default: 1")
+    parser.add_argument(
+        "--spec", metavar="FILE", help="a TOML or JSON file that says what a MODEL of others takes and answers"
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where checkpoints run; files run on the CPU"
+    )
     parser.add_argument("--strict", action="store_true", help="stop at the first sample that cannot be read")
 
 
@@ -36,18 +42,22 @@ def run(arguments: argparse.Namespace) -> Result:
     from dataclasses import replace
 
     from edgeface.evaluate import teacher_agreement
-    from targets.runners import open_model
+    from targets.runners import open_to_score
 
     opened = {
-        arguments.model: open_model(
+        arguments.model: open_to_score(
             Path(arguments.model),
             runtime=arguments.runtime,
             precision=arguments.precision,
             threads=arguments.threads,
+            described=arguments.spec,
+            device=arguments.device,
         )
     }
     if arguments.teacher:
-        opened[arguments.teacher] = open_model(Path(arguments.teacher), threads=arguments.threads)
+        opened[arguments.teacher] = open_to_score(
+            Path(arguments.teacher), threads=arguments.threads, device=arguments.device
+        )
     packs: dict[int, Pack] = {}
     for runner in opened.values():
         if runner.spec.input_px not in packs:
@@ -91,7 +101,7 @@ def render(result: Evaluation, *, teacher: str = "") -> RenderableType:
 
     from edgeface.cli.console import table
     from edgeface.metrics import main_metric
-    from edgeface.report.scorecard import shown, title
+    from edgeface.report.table import shown, title
     from edgeface.tasks import TASKS
 
     rows = []

@@ -28,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runtime", choices=RUNTIMES, metavar="R", help=f"of MODEL: one of {', '.join(RUNTIMES)}")
     parser.add_argument("--precision", metavar="P", help="which file of MODEL, a bundle; default: w8a8")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads; default: 1")
+    parser.add_argument(
+        "--spec", metavar="FILE", help="a TOML or JSON file that says what a MODEL of others takes and answers"
+    )
     parser.add_argument("--strict", action="store_true", help="stop at the first sample that cannot be read")
 
 
@@ -36,11 +39,15 @@ def run(arguments: argparse.Namespace) -> Result:
     from edgeface.data.sources import data_root
     from edgeface.evaluate import evaluation_pack
     from targets.parity import compare
-    from targets.runners import open_model
+    from targets.runners import open_to_score
 
-    reference = open_model(arguments.reference, threads=arguments.threads)
-    model = open_model(
-        arguments.model, runtime=arguments.runtime, precision=arguments.precision, threads=arguments.threads
+    reference = open_to_score(arguments.reference, threads=arguments.threads)
+    model = open_to_score(
+        arguments.model,
+        runtime=arguments.runtime,
+        precision=arguments.precision,
+        threads=arguments.threads,
+        described=arguments.spec,
     )
     with progress() as bar:
         task = bar.add_task(f"parity on {arguments.data}", total=None, note="")
