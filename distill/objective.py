@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from distill.features import FeaturePairs
+from distill.identity import PeopleClassifier
 from distill.images import shrink
-from distill.losses import hard_loss, known_rows, soft_loss
-from edgeface.specs import DistillSpec, LossSpec, ModelSpec
+from distill.losses import compare_features, hard_loss, known_rows, require_shapes, soft_loss
+from edgeface.specs import FEATURES, DistillSpec, LossSpec, ModelSpec
+from edgeface.tasks import TASKS, Kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,8 @@ class Objective:
         teacher: Frozen teacher network, or None to learn from labels alone.
         teacher_model: Its outputs.
         teacher_dtype: Autocast type of its forward pass.
+        people: Classifier over the training people, where identity is learned from labels.
+        pairs: Layers of network and teacher that are compared, where the recipe names a loss for the features.
     """
 
     model: ModelSpec
@@ -34,6 +39,18 @@ class Objective:
     teacher: nn.Module | None = None
     teacher_model: ModelSpec | None = None
     teacher_dtype: torch.dtype = torch.float32
+    people: PeopleClassifier | None = None
+    pairs: FeaturePairs | None = None
+
+    @property
+    def companions(self) -> nn.Module:
+        """What is trained beside the network, kept for a resumed or later training, and part of no built file."""
+        parts: dict[str, nn.Module] = {}
+        if self.people is not None:
+            parts["people"] = self.people
+        if self.pairs is not None and self.pairs.adapters is not None:
+            parts["adapters"] = self.pairs.adapters
+        return nn.ModuleDict(parts)
 
     def __call__(
         self, outputs: Mapping[str, Tensor], images: Tensor, labels: Mapping[str, Tensor]
@@ -46,7 +63,8 @@ class Objective:
             labels: Task name to labels; missing rows coded as edgeface.tasks says.
 
         Returns:
-            The weighted sum, and each task's unweighted mean over the samples that taught it.
+            The weighted sum, and each task's unweighted mean over the samples that taught it; under "features" that of
+            the compared layers.
         """
         taught = self._ask_teacher(images)
         parts: dict[str, Tensor] = {}
@@ -55,7 +73,7 @@ class Objective:
             output = self.model.output(name)
             prediction = outputs[name].float()
             known = known_rows(output, labels[name])
-            hard = hard_loss(output, prediction, labels[name], spec=self.loss)
+            hard = self._hard(name, prediction, labels[name])
             if name in taught:
                 assert self.teacher_model is not None
                 soft = soft_loss(
@@ -63,7 +81,8 @@ class Objective:
                     prediction,
                     taught[name],
                     teacher_output=self.teacher_model.output(name),
-                    temperature=self.distill.temperature,
+                    labels=labels[name],
+                    distill=self.distill,
                     spec=self.loss,
                 )
                 share = torch.where(known, self.distill.soft, 1.0)  # an unlabelled sample learns from the teacher alone
@@ -72,7 +91,18 @@ class Objective:
             else:
                 parts[name] = hard.sum() / known.sum().clamp(min=1)
             total = total + weight * parts[name]
+        if self.pairs is not None:
+            each = [compare_features(self.pairs.loss, *pair).mean() for pair in self.pairs.take()]
+            parts[FEATURES] = torch.stack(each).mean()
+            total = total + self.distill.feature_weight * parts[FEATURES]
         return total, parts
+
+    def _hard(self, name: str, prediction: Tensor, labels: Tensor) -> Tensor:
+        output = self.model.output(name)
+        if TASKS[output.task].kind is Kind.IDENTITY and self.people is not None:
+            require_shapes(output, prediction, labels)
+            return self.people(prediction, labels)  # type: ignore[no-any-return]
+        return hard_loss(output, prediction, labels, spec=self.loss)
 
     def _ask_teacher(self, images: Tensor) -> dict[str, Tensor]:
         if self.teacher is None or self.teacher_model is None or self.distill.soft == 0.0:

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from distill.features import FeaturePairs
+from distill.identity import PeopleClassifier
 from distill.objective import Objective
 from distill.train import Progress, Trained, train
 from edgeface.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -23,11 +25,16 @@ from edgeface.errors import ConfigError, DataError, ModelError
 from edgeface.evaluate import evaluate
 from edgeface.files import sha256_json
 from edgeface.metrics import main_metric
-from edgeface.models.network import MultiTaskNetwork, build_network, model_spec
+from edgeface.models.network import MultiTaskNetwork, build_network, model_spec, take_over
+from edgeface.models.pretrained import load_published, published
 from edgeface.models.runner import TorchRunner
 from edgeface.provenance import provenance
 from edgeface.specs import (
+    FEATURES,
+    IMAGENET,
     STAGES,
+    DistillSpec,
+    LossSpec,
     ModelSpec,
     NetworkSpec,
     OutputSpec,
@@ -46,6 +53,18 @@ Report = Callable[[Progress], None]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _FORMAT = 1  # raise it when the same recipe and data begin to give other weights
+# Keys that recipes did not always have, with the value that changes nothing: runs from before keep their digest.
+_LATER: Mapping[str, object] = {
+    "activation": "relu",
+    "forms": {},
+    "center_weight": LossSpec.center_weight,
+    "center_rate": LossSpec.center_rate,
+    "margin": LossSpec.margin,
+    "margin_scale": LossSpec.margin_scale,
+    "losses": {},
+    "feature_weight": DistillSpec.feature_weight,
+    "taps": [],
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,8 +206,13 @@ def watcher(data: TrainingData, model: ModelSpec) -> Callable[[nn.Module], Mappi
     return watch
 
 
+def chosen(spec: NetworkSpec | LossSpec | DistillSpec) -> dict[str, object]:
+    """A spec as plain values for a digest, without later keys that were left as they are."""
+    return {name: value for name, value in to_plain(spec).items() if name not in _LATER or value != _LATER[name]}
+
+
 def stage_key(stage: str, recipe: Recipe, data: TrainingData, *, network: NetworkSpec, spec: TrainSpec) -> str:
-    """Digest of everything a stage's weights depend on, apart from earlier stages."""
+    """Digest of everything a stage's weights depend on, apart from earlier stages and a start from other weights."""
     plain = to_plain(recipe)
     # How often it saves changes no weight; neither does a choice that was not made.
     timeless = {name: value for name, value in to_plain(spec).items() if name != "checkpoint_s" and value != ""}
@@ -200,8 +224,8 @@ def stage_key(stage: str, recipe: Recipe, data: TrainingData, *, network: Networ
             "threads": recipe.threads,
             "tasks": plain["tasks"],
             "augment": plain["augment"],
-            "loss": plain["loss"],
-            "network": to_plain(network),
+            "loss": chosen(recipe.loss),
+            "network": chosen(network),
             "train": timeless,
             "data": data.content_hash,
         }
@@ -243,6 +267,7 @@ def save_stage(
         network=network,
         model=model,
         weights=trained.weights,
+        companions=trained.companions,
         provenance=provenance(seed=recipe.seed, licences=data.licences, research_only=data.research_only),
         extra={
             "key": key,
@@ -264,7 +289,7 @@ def train_teacher(recipe: Recipe, data: TrainingData, folder: Path, *, report: R
         report: Told of progress.
     """
     spec = recipe.teacher
-    key = stage_key("teacher", recipe, data, network=spec.network, spec=spec.train)
+    key = _with_start(stage_key("teacher", recipe, data, network=spec.network, spec=spec.train), spec)
     return _train_float("teacher", recipe, data, folder, spec=spec, key=key, teacher=None, report=report)
 
 
@@ -289,10 +314,11 @@ def train_student(
     key = sha256_json(
         {
             "stage": stage_key("student", recipe, data, network=spec.network, spec=spec.train),
-            "distill": to_plain(recipe.distill),
+            "distill": chosen(recipe.distill),
             "teacher": "" if teacher is None else teacher.sha256,
         }
     )
+    key = _with_start(key, spec)
     return _train_float("student", recipe, data, folder, spec=spec, key=key, teacher=teacher, report=report)
 
 
@@ -313,16 +339,20 @@ def _train_float(
     use_threads(recipe)
     seed = recipe.seed + STAGES.index(kind)  # stages see the pictures in different orders and variations
     model = model_spec(spec.network, tuple(data.outputs.values()))
+    network = begin_network(spec, model, seed=seed)
+    batches = batches_for(recipe, data, spec=spec.train, input_px=rendered_px(model, teacher), seed=seed)
+    objective = objective_with(recipe, model, teacher=teacher, people=people_in(batches), network=network, seed=seed)
     trained = train(
-        build_network(spec.network, model, seed=seed),
-        objective_with(recipe, model, teacher=teacher),
-        batches_for(recipe, data, spec=spec.train, input_px=rendered_px(model, teacher), seed=seed),
+        network,
+        objective,
+        batches,
         spec=spec.train,
         seed=seed,
         key=key,
         partial=partial_folder(folder),
         input_px=model.input_px,
         watch=watcher(data, model),
+        companions=objective.companions,
         report=report,
     )
     checkpoint = save_stage(
@@ -340,22 +370,108 @@ def _train_float(
     return checkpoint
 
 
-def objective_with(recipe: Recipe, model: ModelSpec, *, teacher: Checkpoint | None) -> Objective:
-    """The recipe's objective, under a teacher where there is one."""
+def begin_network(spec: TeacherSpec | StudentSpec, model: ModelSpec, *, seed: int) -> MultiTaskNetwork:
+    """A stage's network before its first step: random, or with the trunk of another one, a prefix of it frozen.
+
+    Raises:
+        ModelError: The start is not there, or damaged.
+        ConfigError: It does not fit.
+    """
+    network = build_network(spec.network, model, seed=seed)
+    transfer = spec.transfer
+    if transfer.start:
+        source = (
+            load_published(spec.network.backbone)
+            if transfer.start == IMAGENET
+            else load_network(load_checkpoint(Path(transfer.start))).backbone
+        )
+        take_over(network, source, blocks=transfer.blocks)
+        network.freeze(transfer.frozen_prefix)
+    return network
+
+
+def _with_start(key: str, spec: TeacherSpec | StudentSpec) -> str:
+    """A stage's digest with the weights it starts from."""
+    start = spec.transfer.start
+    if not start:
+        return key
+    imagenet = start == IMAGENET
+    weights = published(spec.network.backbone).sha256 if imagenet else load_checkpoint(Path(start)).sha256
+    plain = to_plain(spec.transfer)
+    return sha256_json({"stage": key, "transfer": {**plain, "start": weights}})
+
+
+def people_in(batches: Batches) -> int:
+    """How many people the training labels tell apart; 0 when identity is not among the tasks."""
+    return int(batches.labels["identity"].max()) + 1 if "identity" in batches.labels else 0
+
+
+def objective_with(
+    recipe: Recipe,
+    model: ModelSpec,
+    *,
+    teacher: Checkpoint | None,
+    people: int = 0,
+    network: MultiTaskNetwork | None = None,
+    seed: int = 0,
+    start: Checkpoint | None = None,
+) -> Objective:
+    """The recipe's objective, under a teacher where there is one.
+
+    Args:
+        model: Outputs of the network to train.
+        teacher: Supervises, unless distill.soft is 0.
+        people: How many people the labels tell apart.
+        network: The network to train, when its features are to be compared with the teacher's; a fake-quantized one
+            has no layers to compare, and learns from the teacher's answers alone.
+        seed: Of what is trained beside the network.
+        start: A checkpoint whose classifier over people is taken on.
+
+    Raises:
+        ConfigError: A layer that the recipe compares does not exist, or `start` knows other people.
+    """
+    classifier = _classifier(recipe, model, people=people, seed=seed, start=start)
     if teacher is None or recipe.distill.soft == 0.0:
-        return Objective(model=model, weights=recipe.tasks, loss=recipe.loss, distill=recipe.distill)
-    network = load_network(teacher).eval()
-    network.requires_grad_(False)
-    network.to(device=_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return Objective(model=model, weights=recipe.tasks, loss=recipe.loss, distill=recipe.distill, people=classifier)
+    guide = load_network(teacher).eval()
+    guide.requires_grad_(False)
+    pairs = None
+    if network is not None and FEATURES in recipe.distill.losses:
+        pairs = FeaturePairs(network, guide, recipe.distill, seed=seed)
+    guide.to(device=_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Objective(
         model=model,
         weights=recipe.tasks,
         loss=recipe.loss,
         distill=recipe.distill,
-        teacher=network,
+        teacher=guide,
         teacher_model=teacher.model,
         teacher_dtype=_DTYPES[recipe.teacher.train.dtype],
+        people=classifier,
+        pairs=pairs,
     )
+
+
+def _classifier(
+    recipe: Recipe, model: ModelSpec, *, people: int, seed: int, start: Checkpoint | None
+) -> PeopleClassifier | None:
+    if people == 0:
+        return None
+    (features,) = model.output("identity").shape
+    classifier = PeopleClassifier(people, features, spec=recipe.loss, generator=torch.Generator().manual_seed(seed))
+    kept = {} if start is None else start.companions()
+    kept = {name.removeprefix("people."): t for name, t in kept.items() if name.startswith("people.")}
+    if start is not None and kept:
+        own = classifier.state_dict()
+        if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in kept.items()}:
+            raise ConfigError(
+                f"{len(kept['centres'])} people in {start.folder}, {people} in the training data, or another loss",
+                expected="the people and the identity loss that the student was trained with",
+                where="data.train, loss.forms.identity",
+                do="Quantize with the recipe of the student",
+            )
+        classifier.load_state_dict(kept)
+    return classifier
 
 
 def load_network(checkpoint: Checkpoint) -> MultiTaskNetwork:

@@ -77,6 +77,7 @@ class Trained:
 
     Attributes:
         weights: Tensors by name: the averaged weights where the spec averages, else the last.
+        companions: Tensors by name of what was trained beside the network.
         curve: CSV text, one row per report.
         steps: Steps in all.
         seconds: Time spent in training steps and data, over all sittings.
@@ -88,6 +89,7 @@ class Trained:
     steps: int
     seconds: float
     samples: int
+    companions: dict[str, Tensor] = field(default_factory=dict)
 
 
 def learning_rate(step: int, *, steps: int, warmup: int, peak: float) -> float:
@@ -101,9 +103,9 @@ def learning_rate(step: int, *, steps: int, warmup: int, peak: float) -> float:
     return peak * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def _optimizer(network: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
-    decayed = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
-    plain = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
+def _optimizer(network: nn.Module, companions: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
+    parameters = [p for p in (*network.parameters(), *companions.parameters()) if p.requires_grad]
+    decayed, plain = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": spec.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     if spec.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=spec.lr)
@@ -203,6 +205,7 @@ def train(
     watch: Callable[[nn.Module], Mapping[str, float]] | None = None,
     watches: int = 10,
     before_step: Callable[[nn.Module, int, int], None] | None = None,
+    companions: nn.Module | None = None,
     report: Callable[[Progress], None] | None = None,
 ) -> Trained:
     """Train a network; go on where `partial` left off.
@@ -220,6 +223,8 @@ def train(
         watch: Gives validation metrics of the (averaged) network.
         watches: How many times it is called, the last time at the end.
         before_step: Called with (network, step, steps) before each step: milestones of quantization-aware training.
+        companions: What `loss` trains beside the network, such as a classifier over people: it has the same optimiser
+            and is part of the step checkpoints, but neither averaged nor part of `Trained.weights`.
         report: Told of progress about once a second.
 
     Raises:
@@ -236,7 +241,8 @@ def train(
     warmup = round(spec.warmup_epochs * per_epoch)
     fabric = Fabric(accelerator="auto", devices=1, precision="bf16-mixed" if spec.dtype == "bf16" else "32-true")
     network.to(device=fabric.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    optimizer = _optimizer(network, spec)
+    companions = (nn.Module() if companions is None else companions).to(fabric.device).train()
+    optimizer = _optimizer(network, companions, spec)
     average = _Average(network, spec.ema) if spec.ema else None
     rows: list[dict[str, float | int | str]] = []
     done, seconds_before, samples = 0, 0.0, 0
@@ -245,7 +251,7 @@ def train(
     if resumed is not None:
         tensors, facts = resumed
         done, seconds_before, samples, rows = facts["step"], facts["seconds"], facts["samples"], facts["rows"]
-        _restore(tensors, network=network, optimizer=optimizer, average=average)
+        _restore(tensors, network=network, companions=companions, optimizer=optimizer, average=average)
 
     model, prepared = fabric.setup(network, optimizer)
     started = last_saved = last_report = time.monotonic()
@@ -255,7 +261,7 @@ def train(
     def save() -> None:
         _save_partial(
             partial,
-            tensors=_collect(network=network, optimizer=optimizer, average=average),
+            tensors=_collect(network=network, companions=companions, optimizer=optimizer, average=average),
             facts={
                 "key": key,
                 "step": done,
@@ -338,6 +344,7 @@ def train(
     weights = average.tensors if average is not None else network.state_dict()
     return Trained(
         weights={name: tensor.detach().cpu().clone() for name, tensor in weights.items()},
+        companions={name: tensor.detach().cpu().clone() for name, tensor in companions.state_dict().items()},
         curve=_curve(rows),
         steps=steps,
         seconds=seconds_before + time.monotonic() - started,
@@ -361,8 +368,11 @@ def _watch(
     return metrics
 
 
-def _collect(*, network: nn.Module, optimizer: torch.optim.Optimizer, average: _Average | None) -> dict[str, Tensor]:
+def _collect(
+    *, network: nn.Module, companions: nn.Module, optimizer: torch.optim.Optimizer, average: _Average | None
+) -> dict[str, Tensor]:
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    tensors |= {f"companions.{name}": tensor for name, tensor in companions.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             if value is not None:
@@ -376,10 +386,12 @@ def _restore(
     tensors: Mapping[str, Tensor],
     *,
     network: nn.Module,
+    companions: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: _Average | None,
 ) -> None:
-    network.load_state_dict({n.removeprefix("network."): t for n, t in tensors.items() if n.startswith("network.")})
+    for module, lead in ((network, "network."), (companions, "companions.")):
+        module.load_state_dict({n.removeprefix(lead): t for n, t in tensors.items() if n.startswith(lead)})
     plain = optimizer.state_dict()
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():

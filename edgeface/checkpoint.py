@@ -2,6 +2,7 @@
 
 manifest.json         kind, network, model, provenance, sha256 of each file
 weights.safetensors   every tensor by name
+companions.safetensors   what was trained beside it (a classifier over people, …), where there was something
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 WEIGHTS = "weights.safetensors"
+COMPANIONS = "companions.safetensors"
 MANIFEST = "manifest.json"
 
 
@@ -51,13 +53,21 @@ class Checkpoint:
 
     def weights(self) -> dict[str, Tensor]:
         """Every tensor by name, on the CPU."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        return _tensors(self.folder / WEIGHTS)
 
-        try:
-            return load_file(self.folder / WEIGHTS)
-        except (SafetensorError, OSError) as error:
-            raise _broken(self.folder / WEIGHTS, f"cannot be read as safetensors ({error})") from error
+    def companions(self) -> dict[str, Tensor]:
+        """Tensors of what was trained beside the network, on the CPU; empty when there was nothing."""
+        return _tensors(self.folder / COMPANIONS) if COMPANIONS in self.manifest["files"] else {}
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise _broken(path, f"cannot be read as safetensors ({error})") from error
 
 
 def _broken(where: Path, found: str) -> ModelError:
@@ -79,6 +89,7 @@ def save_checkpoint(
     provenance: Mapping[str, object],
     extra: Mapping[str, object] | None = None,
     texts: Mapping[str, str] | None = None,
+    companions: Mapping[str, Tensor] | None = None,
 ) -> Checkpoint:
     """Write a checkpoint aside and rename it into place.
 
@@ -91,6 +102,7 @@ def save_checkpoint(
         provenance: From edgeface.provenance.
         extra: More manifest entries, such as the digest of what it was made from.
         texts: More text files by name, such as the training curve.
+        companions: Tensors of what was trained beside the network; a file of their own, since nothing is built of them.
 
     Raises:
         OutputError: The place cannot be written.
@@ -99,6 +111,9 @@ def save_checkpoint(
 
     with write_folder(folder) as aside:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, aside / WEIGHTS)
+        if companions:
+            kept = {name: tensor.detach().cpu().contiguous() for name, tensor in companions.items()}
+            save_file(kept, aside / COMPANIONS)
         for name, text in (texts or {}).items():
             (aside / name).write_text(text, encoding="utf-8")
         files = {path.name: sha256_file(path) for path in sorted(aside.iterdir())}

@@ -13,10 +13,12 @@ from distill.images import shrink
 from distill.stages import (
     TrainingData,
     batches_for,
+    chosen,
     finished,
     load_network,
     objective_with,
     partial_folder,
+    people_in,
     remove_partial,
     rendered_px,
     save_stage,
@@ -60,7 +62,7 @@ def train_qat(
         {
             "stage": stage_key("qat", recipe, data, network=student.network, spec=spec.train),
             "qat": {name: value for name, value in to_plain(spec).items() if name != "train"},
-            "distill": to_plain(recipe.distill),
+            "distill": chosen(recipe.distill),
             "student": student.sha256,
             "teacher": "" if teacher is None else teacher.sha256,
         }
@@ -78,9 +80,10 @@ def train_qat(
         (shrink(batch.images, model.input_px) for batch in batches.epoch(0)),
         limit=spec.calibration_batches,
     )
+    objective = objective_with(recipe, model, teacher=teacher, people=people_in(batches), seed=seed, start=student)
     trained = train(
         network,
-        objective_with(recipe, model, teacher=teacher),
+        objective,
         batches,
         spec=spec.train,
         seed=seed,
@@ -89,6 +92,7 @@ def train_qat(
         input_px=model.input_px,
         watch=watcher(data, model),
         before_step=milestones(spec),
+        companions=objective.companions,
         report=report,
     )
     network.to(torch.device("cpu"))

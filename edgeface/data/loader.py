@@ -158,9 +158,17 @@ class Batches:
 
 
 def _joined(packs: Sequence[Pack], name: str) -> Tensor:
-    """Labels of one task over all packs; packs without it contribute missing labels."""
+    """Labels of one task over all packs; packs without it contribute missing labels.
+
+    People are counted on from pack to pack: each corpus numbers its own from 0, and two corpora share none.
+    """
     task = TASKS[name]
     parts = [pack.labels[name] if name in pack.labels else unlabelled(task, len(pack)) for pack in packs]
+    if task.kind is Kind.IDENTITY:
+        before = 0
+        for place, part in enumerate(parts):
+            parts[place] = np.where(part >= 0, part + before, part)
+            before += int(part.max(initial=-1)) + 1
     return torch.from_numpy(np.concatenate(parts))
 
 

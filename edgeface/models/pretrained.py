@@ -42,11 +42,11 @@ PUBLISHED = {
 }
 
 
-def load_published(backbone: str) -> nn.Sequential:
-    """The trunk of a backbone at width 1 with ImageNet weights; its file lies in the cache folder, under `pretrained`.
+def published(backbone: str) -> Published:
+    """Which file holds the weights of a backbone.
 
     Raises:
-        ModelError: No weights are published for this backbone, or see `load_pretrained`.
+        ModelError: No weights are published for it.
     """
     if backbone not in PUBLISHED:
         raise ModelError(
@@ -55,9 +55,18 @@ def load_published(backbone: str) -> nn.Sequential:
             where="transfer.start",
             do="Start from a checkpoint folder, or from random weights",
         )
-    published = PUBLISHED[backbone]
-    trunk = BUILDERS[backbone](width=1.0, input_px=64, head="pool").module
-    return load_pretrained(cache_folder() / "pretrained" / published.file, published.sha256, trunk=trunk)
+    return PUBLISHED[backbone]
+
+
+def load_published(backbone: str) -> nn.Sequential:
+    """The trunk of a backbone at width 1 with ImageNet weights; its file lies in the cache folder, under `pretrained`.
+
+    Raises:
+        ModelError: No weights are published for this backbone, or see `load_pretrained`.
+    """
+    of = published(backbone)
+    trunk: nn.Sequential = BUILDERS[backbone](width=1.0, input_px=64, head="pool").module
+    return load_pretrained(cache_folder() / "pretrained" / of.file, of.sha256, trunk=trunk)
 
 
 def load_pretrained(path: Path, sha256: str, *, trunk: nn.Sequential) -> nn.Sequential:

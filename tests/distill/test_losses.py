@@ -9,10 +9,19 @@ import torch
 from torch import Tensor
 
 from distill.losses import (
+    DISTILL_LOSSES,
     LANDMARK_LOSSES,
+    SPREADS,
     age_mass,
+    binary_soft_cross_entropy,
+    bounded,
+    cosine,
+    decoupled,
+    distribution,
     hard_loss,
     known_rows,
+    label_distribution,
+    relations,
     smooth_l1,
     soft_cross_entropy,
     soft_loss,
@@ -20,7 +29,7 @@ from distill.losses import (
 )
 from distill.objective import Objective
 from edgeface import specs
-from edgeface.errors import UnsupportedError
+from edgeface.errors import ConfigError, DataError, ModelError, UnsupportedError
 from edgeface.specs import DistillSpec, LossSpec, ModelSpec, OutputSpec, output_spec
 
 MEAN_SHAPE = tuple((0.2 + 0.1 * k, 0.5) for k in range(5))
@@ -34,6 +43,22 @@ def draw(*shape: int) -> Tensor:
 
 def test_tables_hold_exactly_the_named_losses() -> None:
     assert tuple(LANDMARK_LOSSES) == specs.LANDMARK_LOSSES
+    assert tuple(DISTILL_LOSSES) == tuple(specs.DISTILL_LOSSES)
+
+
+def test_every_task_but_one_of_its_own_form_may_choose_its_loss() -> None:
+    assert set(options("pose")) == {"kl", "dkd", "dist"}
+    assert set(options("landmarks5")) == {"wing", "l2", "smooth_l1", "bounded"}
+    assert set(options("features")) == {"attention", "hint", "relational", "cosine"}
+    assert options("identity") == ["cosine"]
+    with pytest.raises(ConfigError, match=r"losses\.pose: 'wing'"):
+        DistillSpec(losses={"pose": "wing"})
+    with pytest.raises(ConfigError, match=r"losses\.features: 'dkd'"):
+        DistillSpec(losses={"features": "dkd"})
+    with pytest.raises(ConfigError, match=r"forms\.pose: 'distribution'"):
+        LossSpec(forms={"pose": "distribution"})
+    with pytest.raises(ConfigError, match=r"taps\[0\]: 'conv1'"):
+        DistillSpec(losses={"features": "hint"}, taps=("conv1",))
 
 
 def naive_wing(student: Tensor, target: Tensor, width: float, curvature: float) -> list[float]:
@@ -142,19 +167,59 @@ def test_a_missing_label_gives_no_loss_and_no_gradient(case: tuple[OutputSpec, T
     assert prediction.grad[0].abs().max() > 0.0
 
 
-def test_identity_labels_are_refused() -> None:
-    with pytest.raises(UnsupportedError, match="identity"):
+def test_identity_labels_are_refused_without_a_classifier() -> None:
+    with pytest.raises(UnsupportedError, match="'identity' has no loss against labels without a classifier"):
         hard_loss(output_spec("identity"), draw(2, 128), torch.tensor([0, 1]), spec=SPEC)
+
+
+def options(task: str) -> list[str]:
+    return [name for name, tasks in specs.DISTILL_LOSSES.items() if task in tasks]
+
+
+def soft(
+    output: OutputSpec,
+    prediction: Tensor,
+    teacher: Tensor,
+    *,
+    labels: Tensor,
+    name: str = "",
+    teacher_output: OutputSpec | None = None,
+    temperature: float = 2.0,
+) -> Tensor:
+    return soft_loss(
+        output,
+        prediction,
+        teacher,
+        teacher_output=teacher_output or output,
+        labels=labels,
+        distill=DistillSpec(temperature=temperature, losses={output.task: name} if name else {}),
+        spec=SPEC,
+    )
 
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case[0].name)
 def test_soft_loss_prefers_the_teachers_answer(case: tuple[OutputSpec, Tensor, Tensor]) -> None:
-    output, prediction, _ = case
-    same = soft_loss(output, prediction, prediction, teacher_output=output, temperature=2.0, spec=SPEC)
-    other = soft_loss(
-        output, prediction + draw(*prediction.shape), prediction, teacher_output=output, temperature=2.0, spec=SPEC
-    )
-    assert (other > same).all()
+    output, prediction, labels = case
+    for name in options(output.task):
+        same = soft(output, prediction, prediction, labels=labels, name=name)
+        other = soft(output, prediction + draw(*prediction.shape), prediction, labels=labels, name=name)
+        if name == "bounded":  # the first sample has a label, and follows it instead
+            same, other = same[1:], other[1:]
+        assert (other > same).all(), name
+
+
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case[0].name)
+def test_every_loss_against_a_teacher_has_a_finite_gradient_even_where_labels_are_missing(
+    case: tuple[OutputSpec, Tensor, Tensor],
+) -> None:
+    output, prediction, labels = case
+    teacher = prediction + draw(*prediction.shape)
+    for name in options(output.task):
+        mine = prediction.clone().requires_grad_()
+        soft(output, mine, teacher, labels=labels, name=name).sum().backward()
+        assert mine.grad is not None
+        assert torch.isfinite(mine.grad).all(), name
+        assert mine.grad[1].abs().max() > 0.0, name  # the unlabelled sample learns
 
 
 def test_landmark_teacher_with_another_mean_shape_teaches_positions() -> None:
@@ -162,8 +227,9 @@ def test_landmark_teacher_with_another_mean_shape_teaches_positions() -> None:
     shifted = output_spec("landmarks5", mean_shape=tuple((x + 0.1, y) for x, y in MEAN_SHAPE))
     offsets = draw(2, 5, 2) * 0.01
     teacher = offsets - torch.tensor([0.1, 0.0])
-    value = soft_loss(output, offsets, teacher, teacher_output=shifted, temperature=1.0, spec=SPEC)
-    twin = soft_loss(output, offsets, offsets, teacher_output=shifted, temperature=1.0, spec=SPEC)
+    labels = torch.full((2, 5, 2), float("nan"))
+    value = soft(output, offsets, teacher, labels=labels, teacher_output=shifted)
+    twin = soft(output, offsets, offsets, labels=labels, teacher_output=shifted)
     assert value.max() < 1e-5  # float32 sums of values below one, divided by the wing's width of 0.1
     assert twin.min() > 0.1
 
@@ -210,3 +276,182 @@ def test_unlabelled_sample_learns_from_the_teacher_at_full_weight() -> None:
     expected = (0.3 * soft[0] + 0.7 * hard[0] + soft[1]) / 2
     assert parts["gender"].item() == pytest.approx(expected.item(), rel=1e-5)
     assert parts["gender"].item() != pytest.approx(((0.3 * soft + 0.7 * hard).mean()).item(), rel=1e-5)
+
+
+def naive_divergence(teacher: list[float], student: list[float]) -> float:
+    return sum(p * math.log(p / q) for p, q in zip(teacher, student, strict=True))
+
+
+def softened(logits: Tensor, temperature: float) -> list[float]:
+    power = [math.exp(float(value) / temperature) for value in logits]
+    return [value / sum(power) for value in power]
+
+
+def naive_decoupled(
+    student: Tensor, teacher: Tensor, target: list[int], *, temperature: float, alpha: float, beta: float
+) -> list[float]:
+    rows = []
+    for s, t, right in zip(student, teacher, target, strict=True):
+        p, q = softened(t, temperature), softened(s, temperature)
+        right = right if right >= 0 else max(range(len(p)), key=p.__getitem__)
+        first = naive_divergence([p[right], 1 - p[right]], [q[right], 1 - q[right]])
+        rest = [i for i in range(len(p)) if i != right]
+        second = naive_divergence([p[i] / (1 - p[right]) for i in rest], [q[i] / (1 - q[right]) for i in rest])
+        rows.append((alpha * first + beta * second) * temperature**2)
+    return rows
+
+
+def test_decoupled_distillation_equals_its_formula_written_as_loops() -> None:
+    student, teacher = draw(4, 5), draw(4, 5)
+    target = torch.tensor([0, 3, -1, 4])
+    fast = decoupled(student, teacher, target, temperature=3.0, alpha=1.5, beta=4.0)
+    naive = naive_decoupled(student, teacher, target.tolist(), temperature=3.0, alpha=1.5, beta=4.0)
+    assert fast.tolist() == pytest.approx(naive, rel=1e-4)  # float32 logarithms
+    wrong = naive_decoupled(student, teacher, [1, 3, -1, 4], temperature=3.0, alpha=1.5, beta=4.0)
+    assert fast.tolist() != pytest.approx(wrong, rel=1e-4)
+
+
+def test_decoupled_with_both_weights_as_the_plain_divergence_has_them_is_the_plain_divergence() -> None:
+    # Eq. 5 of the paper: KL = first part + (1 - p_right) · second part, here for one sample at a time.
+    student, teacher = draw(1, 5), draw(1, 5)
+    rest = 1.0 - softened(teacher[0], 2.0)[1]
+    value = decoupled(student, teacher, torch.tensor([1]), temperature=2.0, alpha=1.0, beta=rest)
+    plain = soft_cross_entropy(student, teacher, temperature=2.0)
+    assert value.item() == pytest.approx(plain.item(), rel=1e-4)
+    other = decoupled(student, teacher, torch.tensor([1]), temperature=2.0, alpha=1.0, beta=1.0)
+    assert other.item() != pytest.approx(plain.item(), rel=1e-4)
+
+
+def naive_correlation(first: list[float], second: list[float]) -> float:
+    a, b = (sum(values) / len(values) for values in (first, second))
+    up = sum((x - a) * (y - b) for x, y in zip(first, second, strict=True))
+    return up / math.sqrt(sum((x - a) ** 2 for x in first) * sum((y - b) ** 2 for y in second))
+
+
+def test_relations_of_classes_equal_their_formula_written_as_loops() -> None:
+    student, teacher = draw(6, 4), draw(6, 4)
+    p, q = [softened(t, 2.0) for t in teacher], [softened(s, 2.0) for s in student]
+    between = [1 - naive_correlation(x, y) for x, y in zip(q, p, strict=True)]
+    within = [1 - naive_correlation([x[c] for x in q], [y[c] for y in p]) for c in range(4)]
+    naive = [(value + sum(within) / 4) * 4.0 for value in between]
+    fast = relations(student, teacher, temperature=2.0)
+    assert fast.tolist() == pytest.approx(naive, rel=1e-4)
+    assert fast.tolist() != pytest.approx([value * 4.0 for value in between], rel=1e-4)
+
+
+def test_relations_do_not_ask_for_the_teachers_confidence() -> None:
+    logits = draw(5, 4)
+    p = torch.softmax(logits, 1)
+    flatter = (0.5 * p + 0.5 / 4).log()  # a positive affine map of the probabilities
+    assert relations(flatter, logits, temperature=1.0).abs().max() < 1e-5  # float32 correlations of 1
+    assert soft_cross_entropy(flatter, logits, temperature=1.0).min() > 1e-3
+
+
+def test_label_distribution_is_a_normal_curve_about_the_label() -> None:
+    found = label_distribution(torch.tensor([3.2, 0.0]), torch.tensor([3.2, 0.0]), classes=6, spread=0.7)
+    for row, label in zip(found.tolist(), (3.2, 0.0), strict=True):
+        density = [math.exp(-((c - label) ** 2) / (2 * 0.7**2)) for c in range(6)]
+        assert row == pytest.approx([value / sum(density) for value in density], rel=1e-5)
+        assert row != pytest.approx([value / sum(density) for value in reversed(density)], rel=1e-5)
+
+
+def test_an_interval_label_is_the_mean_of_its_classes_curves() -> None:
+    found = label_distribution(torch.tensor([2.0]), torch.tensor([4.0]), classes=8, spread=1.0)
+    each = [label_distribution(torch.tensor([c]), torch.tensor([c]), classes=8, spread=1.0) for c in (2.0, 3.0, 4.0)]
+    torch.testing.assert_close(found, sum(each) / 3)
+    assert not torch.allclose(found, each[1])
+    assert found.sum().item() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_distribution_loss_equals_its_formula_written_as_loops() -> None:
+    logits, target = draw(3, 11), torch.softmax(draw(3, 11), 1)
+    naive = []
+    for row, t in zip(logits, target.tolist(), strict=True):
+        q = softened(row, 1.0)
+        distance = abs(sum(c * x for c, x in enumerate(q)) - sum(c * x for c, x in enumerate(t)))
+        naive.append(naive_divergence(t, q) + distance / 1.0)  # a tenth of the scale from 0 to 10
+    assert distribution(logits, target).tolist() == pytest.approx(naive, rel=1e-4)
+    assert distribution(logits, target.flip(1)).tolist() != pytest.approx(naive, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "centre"),
+    [("age", [[30.0, 30.0], [float("nan")] * 2], 30), ("beauty", [3, -1], 3)],
+)
+def test_the_distribution_form_learns_a_curve_about_the_label(task: str, labels: list[object], centre: int) -> None:
+    output, known = output_spec(task), torch.tensor(labels)
+    curve = label_distribution(
+        torch.tensor([float(centre)]), torch.tensor([float(centre)]), classes=output.shape[0], spread=SPREADS[task]
+    )
+    spec = LossSpec(forms={task: "distribution"})
+    perfect = hard_loss(output, curve.log().clamp(min=-80).repeat(2, 1), known, spec=spec)
+    assert perfect.abs().max() < 1e-4  # logs of float32 tails, cut at exp(-80)
+    plain = hard_loss(output, curve.log().clamp(min=-80).repeat(2, 1), known, spec=SPEC)
+    assert plain[0] > 0.1  # the twin: the class alone asks for all the mass
+    moved = hard_loss(output, curve.roll(1, 1).log().clamp(min=-80).repeat(2, 1), known, spec=spec)
+    assert moved[0] > 0.1
+    assert moved[1] == 0.0
+
+
+def test_bounded_regression_stops_where_the_student_is_nearer_than_the_teacher() -> None:
+    target = torch.zeros(4, 1)
+    teacher = torch.tensor([[0.5], [0.5], [0.5], [0.5]])
+    student = torch.tensor([[0.4], [0.6], [-0.7], [0.4]])
+    known = torch.tensor([True, True, True, False])
+    value = bounded(student, teacher, target, known=known)
+    assert value.tolist() == pytest.approx([0.0, 0.5 * 0.36, 0.5 * 0.49, 0.5 * 0.01], rel=1e-5)
+    assert bounded(student, teacher * 2, target, known=known).tolist() != pytest.approx(value.tolist(), rel=1e-5)
+
+
+def test_binary_soft_cross_entropy_equals_loops_and_is_least_at_the_teacher() -> None:
+    student, teacher = draw(2, 3), draw(2, 3)
+    naive = []
+    for s, t in zip(student.tolist(), teacher.tolist(), strict=True):
+        p, q = [1 / (1 + math.exp(-x / 2)) for x in t], [1 / (1 + math.exp(-x / 2)) for x in s]
+        each = [-a * math.log(b) - (1 - a) * math.log(1 - b) for a, b in zip(p, q, strict=True)]
+        naive.append(4 * sum(each) / 3)
+    assert binary_soft_cross_entropy(student, teacher, temperature=2.0).tolist() == pytest.approx(naive, rel=1e-5)
+    assert (
+        binary_soft_cross_entropy(teacher, teacher, temperature=2.0)
+        < binary_soft_cross_entropy(student, teacher, temperature=2.0)
+    ).all()
+
+
+def test_cosine_equals_its_formula_and_ignores_length() -> None:
+    first, second = draw(3, 8), draw(3, 8)
+    naive = [
+        1 - sum(a * b for a, b in zip(x, y, strict=True)) / math.sqrt(sum(a * a for a in x) * sum(b * b for b in y))
+        for x, y in zip(first.tolist(), second.tolist(), strict=True)
+    ]
+    assert cosine(first, second).tolist() == pytest.approx(naive, rel=1e-4)
+    assert cosine(5 * first, second).tolist() == pytest.approx(naive, rel=1e-4)
+    assert cosine(first.flip(0), second).tolist() != pytest.approx(naive, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("task", "labels"),
+    [
+        ("beauty_score", torch.rand(3, 1)),
+        ("age", torch.rand(3)),
+        ("age", torch.rand(3, 1)),
+        ("landmarks5", torch.rand(3, 10)),
+        ("landmarks5", torch.rand(1, 5, 2)),
+        ("pose", torch.zeros(3, 1, dtype=torch.long)),
+    ],
+)
+def test_labels_that_would_broadcast_are_refused_naming_the_task(task: str, labels: Tensor) -> None:
+    output = output_spec(task, mean_shape=MEAN_SHAPE if task == "landmarks5" else ())
+    prediction = draw(3, *output.shape)
+    with pytest.raises(DataError, match=f"loss of task '{task}': labels of shape"):
+        hard_loss(output, prediction, labels, spec=SPEC)
+    with pytest.raises(DataError, match=f"loss of task '{task}': labels of shape"):
+        soft(output, prediction, prediction, labels=labels)
+
+
+def test_outputs_without_their_last_axis_are_refused_naming_the_task() -> None:
+    output, labels = output_spec("beauty_score"), torch.rand(3)
+    with pytest.raises(ModelError, match="loss of task 'beauty_score': an output of shape"):
+        hard_loss(output, draw(3), labels, spec=SPEC)
+    with pytest.raises(ModelError, match="loss of task 'beauty_score': an output of shape"):
+        soft(output, draw(3, 1), draw(3), labels=labels)
+    assert hard_loss(output, draw(3, 1), labels, spec=SPEC).shape == (3,)  # the form that is accepted
