@@ -366,7 +366,7 @@ class DeviceRunner:
     """A .tflite file on a device, as a Runner: every call is one job, so call it with many pictures.
 
     Attributes:
-        runtime: What runs it and where: "tflite-xnnpack on ssh:pi@board".
+        runtime: What runs it and where: "tflite-xnnpack on ssh:pi@board"; an emulated processor is named.
 
     Args:
         device: Where.
@@ -389,7 +389,7 @@ class DeviceRunner:
     ) -> None:
         self.spec = spec
         self.precision = precision
-        self.runtime = f"{runtime} on {device.name}"
+        self.runtime = f"{runtime} on {device.name}" + (f" ({device.detail})" if device.emulated else "")
         self.threads = threads
         self._device = device
         self._subject = subject(file, runtime=runtime)

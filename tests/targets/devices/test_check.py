@@ -459,6 +459,16 @@ def test_golden_faces_of_another_drawing_have_no_labels(shipped: Shipped) -> Non
     assert (chosen.first, len(chosen.labels["gender"])) == (24, 8)
 
 
+def test_last_digit_of_a_pixel_makes_no_other_drawing(shipped: Shipped) -> None:
+    images = shipped.golden["images"].copy()
+    images[3, 5, 5, 0] ^= 1
+
+    chosen = choose_faces(replace(shipped, golden={**shipped.golden, "images": images}), n=32, root=Path())
+
+    assert (chosen.first, len(chosen.labels["gender"])) == (0, 32)
+    assert np.array_equal(chosen.images[:24], images)  # what is run is what was shipped
+
+
 def test_damaged_bundle_is_a_model_error(bundle: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
     with (copy / FILES["w8a8"]).open("ab") as stream:
@@ -492,6 +502,14 @@ def test_device_runner_scores_as_the_file_does(bundle: Path, shipped: Shipped) -
     assert (there.runtime, there.precision) == ("tflite-xnnpack on board", "w8a8")
     assert there.tasks == here.tasks
     assert all(np.array_equal(there.outputs[name], here.outputs[name]) for name in here.outputs)
+
+
+def test_device_runner_names_an_emulated_processor(bundle: Path, shipped: Shipped) -> None:
+    device = Board()
+    device.emulated = True
+
+    runner = DeviceRunner(device, bundle / FILES["w8a8"], spec=shipped.spec, precision="w8a8")
+    assert runner.runtime == "tflite-xnnpack on board (a stand-in)"
 
 
 @pytest.mark.parametrize("lie", ["another model", "a row too few", "another scale"])

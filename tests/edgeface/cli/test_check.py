@@ -1,0 +1,132 @@
+"""What `edgeface check` prints: an outcome for every file, its reasons once, and an exit code that says the same."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeface.cli import check as verb
+from edgeface.cli.check import EXIT_CODES
+from edgeface.cli.main import VERBS
+from targets.devices.check import Check, Row, TaskScores, not_run
+from targets.judge import Judgement, judge
+
+CODES = {"gender": np.arange(8, dtype=np.int8).reshape(4, 2)}
+LATENCY = {"median_ms": 0.25, "p90_ms": 0.3, "p99_ms": 0.4, "runs": 200, "load_ms": 2.0}
+
+
+def judgement(*, steps: int = 0, identical: bool = True) -> Judgement:
+    found = {"gender": CODES["gender"] + np.int8(steps)}
+    return judge(CODES, found, precision="w8a8", grids={"gender": (0.5, 0)}, identical=identical)
+
+
+def row(runtime: str = "tflite-xnnpack", *, outcome: str = "PASS", reason: str = "", worse: float = 0.0) -> Row:
+    ran = outcome != "NOT_RUN"
+    found = judgement(steps=outcome == "FAIL") if ran else None
+    tasks = {
+        "gender": TaskScores(there={"accuracy": 0.5, "n": 4}, here={"accuracy": 0.5, "n": 4}, worse_by=worse),
+        "pose": TaskScores(there={"accuracy": 0.5, "n": 4}, here={"accuracy": 0.5, "n": 4}, worse_by=-9.0),
+    }
+    return Row(
+        file="edge_s.w8a8.tflite",
+        precision="w8a8",
+        runtime=runtime,
+        outcome=outcome,
+        reason=reason,
+        own=runtime == "tflite-xnnpack",
+        identical=runtime == "tflite-xnnpack",
+        here=found,
+        golden=found,
+        tasks=tasks if ran else {},
+        latency=LATENCY if ran else None,
+        latency_reason="" if ran else "not run",
+    )
+
+
+def answer(*rows: Row) -> Check:
+    return Check(on="host", bundle="out/android", rows=rows, faces=4, machine={"model": "a box"}, versions={})
+
+
+def printed(found: Check) -> str:
+    from rich.console import Console
+
+    stream = io.StringIO()
+    Console(file=stream, width=200).print(verb._rendered(found))
+    return stream.getvalue()
+
+
+def test_pass_shows_share_steps_task_and_time() -> None:
+    text = printed(answer(row(worse=1.25)))
+
+    assert text.startswith("PASS out/android on host")
+    for shown in ("a box", "100.000%", "same", "gender -1.25", "0.250", "the same to the bit"):
+        assert shown in text
+
+
+def test_task_that_lost_nothing_is_not_named() -> None:
+    text = printed(answer(row(worse=0.0)))
+
+    assert "none lost" in text
+    assert "pose" not in text
+
+
+def test_fail_says_why_and_that_bits_differ() -> None:
+    text = printed(answer(row(outcome="FAIL", reason="output 'gender' differs")))
+
+    assert text.startswith("FAIL")
+    assert "FAIL edge_s.w8a8.tflite on tflite-xnnpack: output 'gender' differs" in text
+    assert "NOT the same to the bit" in text
+
+
+def test_one_reason_of_many_rows_is_printed_once() -> None:
+    rows = [row(runtime, outcome="NOT_RUN", reason="no cable") for runtime in ("tflite-xnnpack", "tflite-builtin")]
+
+    text = printed(answer(*rows))
+
+    assert text.startswith("NOT_RUN")
+    assert text.count("no cable") == 1
+    assert "to the bit" not in text
+
+
+def test_device_that_is_not_there_is_told_without_a_table() -> None:
+    text = printed(not_run(Path("out/android"), on="adb", reason="no devices found"))
+
+    assert " ".join(text.split()) == "NOT_RUN out/android on adb no devices found"
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        (("PASS", "PASS"), "PASS"),
+        (("PASS", "NOT_RUN"), "PASS"),
+        (("PASS", "FAIL"), "FAIL"),
+        (("NOT_RUN", "FAIL"), "FAIL"),
+        (("NOT_RUN", "NOT_RUN"), "NOT_RUN"),
+        ((), "NOT_RUN"),
+    ],
+)
+def test_outcome_is_the_worst_that_was_measured(outcomes: tuple[str, ...], expected: str) -> None:
+    found = answer(*(row(outcome=outcome, reason=outcome.lower()) for outcome in outcomes))
+
+    assert found.outcome == expected
+    assert EXIT_CODES[found.outcome] == {"PASS": 0, "FAIL": 1, "NOT_RUN": 3}[expected]
+
+
+def test_bit_identity_speaks_of_the_own_runtime_alone() -> None:
+    builtin = row("tflite-builtin", outcome="FAIL", reason="x")
+
+    assert answer(row(), builtin).bit_identical is True
+    assert answer(row(outcome="FAIL"), builtin).bit_identical is False
+    assert answer(builtin).bit_identical is None
+    assert answer(row(outcome="NOT_RUN")).bit_identical is None
+
+
+def test_help_names_every_device() -> None:
+    from targets.devices import FORMS
+
+    assert "check" in VERBS
+    text = (Path(verb.__file__)).read_text(encoding="utf-8")
+    assert all(form in text for form in FORMS)
