@@ -16,6 +16,8 @@ and claims about nobody:
 - `beauty` and `beauty_score` fall with the distance of the drawn shape from the mean shape, with drawn lop-sidedness
   and with drawn blemishes. They give a network something measurable to learn; they say nothing about people's looks.
 - `age` is the number that sets wrinkles, grey hair and proportions. `identity` is the index of the drawn person.
+
+The group `skin` is the lightness of the drawn skin colour, before any light falls on it.
 """
 
 from __future__ import annotations
@@ -45,6 +47,10 @@ SMILES_FROM: Final = 0.3  # amount of the smile action
 EYES_OPEN_FROM: Final = 0.3  # lid aperture; drawn below 0.07 or above 0.35
 MOUTH_OPEN_FROM: Final = 0.1  # gap; drawn 0 or above 0.2
 WRINKLES_FROM: Final = 0.3
+# Individual typology angle, degrees, of the darkest medium and the darkest light skin: pairs of the six classes of
+# Chardon et al., Skin colour typology and suntanning pathways, Int. J. Cosmetic Science 13 (1991).
+_SKIN_EDGES: Final = (10.0, 41.0)
+SKINS: Final = np.array(["dark", "medium", "light"])
 _POSE_EDGES: Final = np.radians([-45.0, -15.0, 15.0, 45.0])
 
 
@@ -132,6 +138,28 @@ def render(indices: NDArray[np.int64], *, seed: int, px: int) -> tuple[NDArray[n
     return images, labels
 
 
+def skin_groups(indices: NDArray[np.int64], *, seed: int) -> NDArray[np.str_]:
+    """The skin of each face: one of SKINS.
+
+    Args:
+        indices: (N,) face numbers, 0 or above.
+        seed: Of the stream of faces.
+    """
+    people, place = np.unique([person_of(index) for index in indices.tolist()], return_inverse=True)
+    colours = np.array([_person(seed, person).skin for person in people.tolist()])
+    return SKINS[np.searchsorted(_SKIN_EDGES, _typology_angle(colours))][place]
+
+
+def _typology_angle(colours: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Individual typology angle in degrees of (N, 3) sRGB colours, 0 to 255: arctan of (L* − 50) / b* under D65."""
+    share = colours / 255.0
+    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    y = linear @ (0.2126729, 0.7151522, 0.0721750)
+    z = linear @ (0.0193339, 0.1191920, 0.9503041) / 1.08883
+    # CIE 1976 L*a*b*; no drawn skin is so dark that the cube root gives way to the straight line near black.
+    return np.asarray(np.degrees(np.arctan2(116.0 * np.cbrt(y) - 66.0, 200.0 * (np.cbrt(y) - np.cbrt(z)))))
+
+
 def read(source: str) -> Corpus:
     """The corpus of `synthetic:N[@SPLIT]`; without a split, `train`.
 
@@ -174,6 +202,7 @@ def read(source: str) -> Corpus:
         people=tuple(f"{split}-{person_of(index)}" for index in range(int(count))),
         crops=np.tile(np.array(crop, dtype=np.float32), (int(count), 1)),
         labels=labels,
+        groups={"skin": skin_groups(indices, seed=SEED)},
         load=lambda index: load_many(np.array([index], dtype=np.int64))[0],
         load_many=load_many,
         fingerprint=f"faces {VERSION}, seed {SEED}, {PX} px, from {first}",

@@ -19,7 +19,7 @@ from edgeface.data.faces.draw import PER_PERSON, Person, Shot, draw_person, draw
 from edgeface.data.faces.head import MODE_INDEX
 from edgeface.data.faces.template import FEATURES, ORDERS, SPANS
 from edgeface.data.sources import open_source
-from edgeface.data.synthetic import PX, SPLITS, label, read, render
+from edgeface.data.synthetic import PX, SKINS, SPLITS, _typology_angle, label, read, render, skin_groups
 from edgeface.errors import UsageError
 from edgeface.tasks import EYES, MIRROR_POINTS, TASKS, Kind
 
@@ -410,3 +410,31 @@ def test_the_normalising_eye_points_are_partners_at_eye_height(count: int) -> No
 def test_an_order_names_each_point_once(count: int) -> None:
     assert len(ORDERS[count]) == count
     assert len(set(ORDERS[count].tolist())) == count
+
+
+def test_skin_groups_go_by_the_lightness_of_the_drawn_skin() -> None:
+    indices = np.arange(1200)
+    groups = skin_groups(indices, seed=SEED)
+    people = [draw_person(SEED, person_of(index)) for index in indices.tolist()]
+    green = np.array([person.skin[1] for person in people], dtype=float)
+    # The table of skins runs from light to dark in every channel; the typology angle weighs them a little otherwise.
+    means = [green[groups == name].mean() for name in SKINS]
+    assert means == sorted(means)
+    assert all((groups == name).sum() >= 100 for name in SKINS)
+    for first in range(0, len(indices), PER_PERSON):
+        assert len(set(groups[first : first + PER_PERSON].tolist())) == 1
+    assert (skin_groups(indices[::-1], seed=SEED) == groups[::-1]).all()
+    assert (skin_groups(indices, seed=SEED + 1) != groups).any()
+    assert (read("synthetic:1200").groups["skin"] == skin_groups(indices, seed=0)).all()
+
+
+def test_typology_angle_is_that_of_opencvs_lab() -> None:
+    import cv2
+
+    colours = np.array([draw_person(0, person).skin for person in range(200)], dtype=np.float32)
+    lab = cv2.cvtColor(colours[None] / 255, cv2.COLOR_RGB2Lab)[0].astype(np.float64)
+    expected = np.degrees(np.arctan2(lab[:, 0] - 50.0, lab[:, 2]))
+    found = _typology_angle(colours.astype(np.float64))
+    # OpenCV works in float32 with a table for the cube root; where b* is small the angle moves most.
+    np.testing.assert_allclose(found, expected, atol=1.0)
+    assert np.abs(found - _typology_angle(colours[:, ::-1].astype(np.float64))).max() > 10.0
