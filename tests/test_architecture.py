@@ -20,6 +20,7 @@ RANKS = {
     "edgeface.precision": 1,
     "edgeface.specs": 1,
     "edgeface.metrics": 1,
+    "edgeface.verification": 1,
     "edgeface.calibration": 1,
     "edgeface.groups": 1,
     "edgeface.files": 1,

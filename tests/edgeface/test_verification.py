@@ -1,0 +1,220 @@
+"""The verification protocol against naive forms, and the list of pairs in its published format."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from edgeface.errors import DataError
+from edgeface.verification import (
+    Pairs,
+    best_threshold,
+    pair_scores,
+    picture_key,
+    read_pairs,
+    roc,
+    score_pairs,
+    tar_at_far,
+    verify,
+)
+
+TWO_FOLDS = """2\t2
+Ann_Lee\t1\t2
+Bo\t3\t14
+Ann_Lee\t1\tBo\t3
+Cy\t1\tAnn_Lee\t2
+Dee\t1\t2
+Eve\t2\t1
+Dee\t1\tEve\t2
+Fay\t10\tGus\t1
+"""
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "pairs.txt"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_pairs_are_read_as_published(tmp_path: Path) -> None:
+    pairs = read_pairs(written(tmp_path, TWO_FOLDS))
+    assert pairs.first[:3] == ("Ann_Lee/Ann_Lee_0001.jpg", "Bo/Bo_0003.jpg", "Ann_Lee/Ann_Lee_0001.jpg")
+    assert pairs.second[:3] == ("Ann_Lee/Ann_Lee_0002.jpg", "Bo/Bo_0014.jpg", "Bo/Bo_0003.jpg")
+    assert pairs.same.tolist() == [True, True, False, False] * 2
+    assert pairs.fold.tolist() == [0] * 4 + [1] * 4
+
+
+def test_a_list_without_folds_is_one_fold(tmp_path: Path) -> None:
+    pairs = read_pairs(written(tmp_path, "1\nAnn\t1\t2\nAnn\t1\tBo\t3\n"))
+    assert pairs.fold.tolist() == [0, 0]
+    with pytest.raises(DataError, match="two or more"):
+        verify(np.array([0.5, 0.1]), pairs)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"pairs\.txt:1.*number of folds"),
+        ("ten\t300\n", r"pairs\.txt:1: 'ten 300'"),
+        (TWO_FOLDS.replace("Bo\t3\t14", "Bo\t3\tx"), r"pairs\.txt:3: 'Bo 3 x'.*NAME a b"),
+        (TWO_FOLDS.replace("Dee\t1\tEve\t2", "Dee\t1\tEve"), r"pairs\.txt:8: 'Dee 1 Eve'.*NAME a OTHER b"),
+        (TWO_FOLDS.replace("Eve\t2\t1\n", ""), "7 pairs.*Expected 8"),
+    ],
+)
+def test_a_faulty_list_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_pairs(written(tmp_path, text))
+
+
+def test_a_list_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.txt"):
+        read_pairs(tmp_path / "none.txt")
+
+
+def drawn(seed: int, *, folds: int = 10, count: int = 20, gap: float = 1.0) -> tuple[NDArray[np.float64], Pairs]:
+    """Scores that overlap, some of them equal, and pairs of empty names."""
+    generator = np.random.default_rng(seed)
+    total = 2 * folds * count
+    same = (np.arange(total) // count) % 2 == 0
+    scores = np.round(generator.normal(size=total) + gap * same, 1)
+    names = ("",) * total
+    return scores, Pairs(first=names, second=names, same=same, fold=np.arange(total) // (2 * count))
+
+
+def naive_rates(scores: NDArray[np.float64], same: NDArray[np.bool_], threshold: float) -> tuple[float, float]:
+    accepted = [s > threshold for s in scores.tolist()]
+    true = sum(a for a, alike in zip(accepted, same.tolist(), strict=True) if alike)
+    false = sum(a for a, alike in zip(accepted, same.tolist(), strict=True) if not alike)
+    return false / int((~same).sum()), true / int(same.sum())
+
+
+def test_every_operating_point_equals_a_count_of_pairs() -> None:
+    scores, pairs = drawn(0)
+    curve = roc(scores, pairs.same)
+    for far, tar, threshold in zip(curve.far, curve.tar, curve.thresholds, strict=True):
+        assert (far, tar) == naive_rates(scores, pairs.same, threshold)
+    assert (curve.far[0], curve.tar[0], curve.far[-1], curve.tar[-1]) == (0.0, 0.0, 1.0, 1.0)
+    assert len(curve.far) == len(set(scores.tolist())) + 1
+    # The twin: the same threshold on other scores gives other rates somewhere.
+    assert any(
+        (far, tar) != naive_rates(scores[::-1], pairs.same, threshold)
+        for far, tar, threshold in zip(curve.far, curve.tar, curve.thresholds, strict=True)
+    )
+
+
+def naive_best(scores: NDArray[np.float64], same: NDArray[np.bool_]) -> tuple[int, float]:
+    """Most pairs called rightly, over a threshold below each score and above all; and the highest that does it."""
+    levels = sorted(set(scores.tolist()), reverse=True)
+    best, at = -1, math.inf
+    for threshold in [levels[0] + 1, *((a + b) / 2 for a, b in itertools.pairwise(levels)), levels[-1] - 1]:
+        right = sum((s > threshold) == alike for s, alike in zip(scores.tolist(), same.tolist(), strict=True))
+        if right > best:
+            best, at = right, threshold
+    return best, at
+
+
+def rightly(scores: NDArray[np.float64], same: NDArray[np.bool_], threshold: float) -> int:
+    return int(((scores > threshold) == same).sum())
+
+
+@given(
+    st.lists(st.tuples(st.floats(-1, 1), st.booleans()), min_size=2, max_size=30).filter(
+        lambda rows: len({alike for _, alike in rows}) == 2
+    )
+)
+@settings(deadline=None)
+def test_no_threshold_is_better_than_the_best(rows: list[tuple[float, bool]]) -> None:
+    scores, same = np.array([s for s, _ in rows]), np.array([alike for _, alike in rows])
+    levels = np.unique(scores)
+    tried = [*levels, *(levels[:-1] + levels[1:]) / 2, -2.0, 2.0]
+    assert rightly(scores, same, best_threshold(scores, same)) == max(rightly(scores, same, t) for t in tried)
+
+
+def test_of_equally_good_thresholds_the_highest_is_taken() -> None:
+    scores, pairs = drawn(3, folds=2)
+    best, at = naive_best(scores, pairs.same)
+    found = best_threshold(scores, pairs.same)
+    assert rightly(scores, pairs.same, found) == best
+    assert found == pytest.approx(at)
+    assert rightly(scores, pairs.same, found + 1.0) != best  # the twin
+
+
+def test_each_fold_is_scored_at_the_threshold_of_the_others() -> None:
+    scores, pairs = drawn(1)
+    result = verify(scores, pairs)
+    accuracies = []
+    for fold in range(10):
+        held = pairs.fold == fold
+        _, threshold = naive_best(scores[~held], pairs.same[~held])
+        accuracies.append(rightly(scores[held], pairs.same[held], threshold) / int(held.sum()))
+    mean = sum(accuracies) / 10
+    assert result.folds.tolist() == accuracies
+    assert result.accuracy == pytest.approx(mean)
+    assert result.deviation == pytest.approx(math.sqrt(sum((a - mean) ** 2 for a in accuracies) / 9))
+    own = [rightly(scores[f], pairs.same[f], naive_best(scores[f], pairs.same[f])[1]) / 40 for f in
+           (pairs.fold == fold for fold in range(10))]  # fmt: skip
+    assert result.folds.tolist() != own  # the twin: a fold's own threshold would flatter it
+    assert sum(own) > sum(accuracies)
+
+
+@pytest.mark.parametrize("far", [0.1, 0.01, 0.0])
+def test_tar_at_far_is_the_best_naive_threshold_that_keeps_the_rate(far: float) -> None:
+    scores, pairs = drawn(2)
+    rates = [naive_rates(scores, pairs.same, t) for t in (*np.unique(scores) - 0.05, scores.max() + 1)]
+    found = tar_at_far(roc(scores, pairs.same), far)
+    assert found == max(tar for false, tar in rates if false <= far)
+    assert found != max(tar for false, tar in rates if false <= far + 0.2)
+
+
+def test_scores_are_cosines_of_the_two_pictures(tmp_path: Path) -> None:
+    pairs = read_pairs(written(tmp_path, TWO_FOLDS))
+    keys = sorted({*pairs.first, *pairs.second})
+    embeddings = np.random.default_rng(0).normal(size=(len(keys), 5))
+    naive = [
+        float(a @ b / math.sqrt((a @ a) * (b @ b)))
+        for a, b in ((embeddings[keys.index(x)], embeddings[keys.index(y)])
+                     for x, y in zip(pairs.first, pairs.second, strict=True))
+    ]  # fmt: skip
+    assert pair_scores(embeddings, keys, pairs) == pytest.approx(naive)
+    assert pair_scores(3.0 * embeddings, keys, pairs) == pytest.approx(naive)
+    assert pair_scores(embeddings[::-1], keys, pairs) != pytest.approx(naive)  # the twin
+    with pytest.raises(DataError, match=f"1 pictures of the pairs are not here .*{picture_key('Gus', 1)}"):
+        pair_scores(embeddings[:-1], keys[:-1], pairs)
+
+
+def test_faces_apart_are_told_apart_and_rates_that_cannot_be_measured_are_absent(tmp_path: Path) -> None:
+    pairs = read_pairs(written(tmp_path, TWO_FOLDS))
+    keys = sorted({*pairs.first, *pairs.second})
+    names = sorted({key.split("/")[0] for key in keys})
+    embeddings = np.eye(len(names))[[names.index(key.split("/")[0]) for key in keys]]
+    perfect = score_pairs(embeddings, keys, pairs)
+    assert perfect == {"n": 8, "verification_accuracy": 1.0, "verification_sd": 0.0}
+    scores = score_pairs(np.random.default_rng(0).normal(size=(len(keys), 8)), keys, pairs)
+    assert scores["verification_accuracy"] < 1.0  # the twin
+
+
+def test_a_rate_is_measured_only_where_one_false_accept_is_not_above_it() -> None:
+    scores, pairs = drawn(0, folds=5, count=20)
+    angles = np.arccos(np.clip(scores / np.abs(scores).max(), -1, 1))
+    count = len(scores)
+    keys = [f"{side}{place}" for side in "ab" for place in range(count)]
+    embeddings = np.concatenate([np.tile([1.0, 0.0], (count, 1)), np.stack([np.cos(angles), np.sin(angles)], axis=1)])
+    named = Pairs(first=tuple(keys[:count]), second=tuple(keys[count:]), same=pairs.same, fold=pairs.fold)
+    found = score_pairs(embeddings, keys, named)  # 100 different pairs
+    assert set(found) == {"n", "verification_accuracy", "verification_sd", "tar_at_far_0.1", "tar_at_far_0.01"}
+    # Cosines are the drawn scores but for rounding, which no threshold half-way between two of them notices.
+    curve = roc(scores, pairs.same)
+    assert found["verification_accuracy"] == verify(scores, pairs).accuracy
+    assert found["tar_at_far_0.1"] == tar_at_far(curve, 0.1) != tar_at_far(curve, 0.3)
+
+
+def test_pairs_of_one_sort_are_refused() -> None:
+    with pytest.raises(DataError, match="2 same and 0 different"):
+        roc(np.array([0.1, 0.2]), np.array([True, True]))
