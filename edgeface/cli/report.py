@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeface.cli.result import Result
-from edgeface.errors import MissingToolError, ModelError, UsageError
+from edgeface.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from edgeface.data.pack import Pack
-    from edgeface.evaluate import Evaluation, Runner
-    from edgeface.report.html import Face
-    from edgeface.report.scorecard import Entry, Scorecard
+    from edgeface.evaluate import Runner
+    from edgeface.report.entries import Entry
+    from edgeface.report.html import Report, Speed
+    from edgeface.report.scorecard import Scorecard
+    from edgeface.specs import BudgetSpec
 
 REPORT = "report.html"
 SCORECARD = "scorecard.json"
 _BUNDLES = Path("out")
-_EXAMPLES = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,26 +38,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         help="faces to measure on; default: the recipe's validation and test faces",
     )
+    parser.add_argument(
+        "--faces",
+        metavar="SOURCE",
+        help="pictures to show with the answers of the file that ships: synthetic:N or folder:DIR; default: the first "
+        "faces of the data where they are synthetic",
+    )
+    parser.add_argument("--no-bench", action="store_true", help="leave out how fast the models are here")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="also write every chart as PNG")
+    parser.add_argument(
+        "--on",
+        action="append",
+        default=[],
+        metavar="DEVICE",
+        help="also measure the .tflite files there: arm64, ssh:USER@HOST or adb[:SERIAL], as for edgeface check",
+    )
+    parser.add_argument("--cpu", metavar="C", help="processor that arm64 imitates: a53, a72, a76 or n1")
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"default: RUN/{REPORT}")
 
 
 def run(arguments: argparse.Namespace) -> Result:
     from edgeface.files import write_bytes
+    from edgeface.report.plots import write_pngs
     from edgeface.runs import is_run
 
     folder: Path = arguments.run
     out: Path = arguments.out or folder / REPORT
     if is_run(folder):
-        text, cards = _of_run(folder, bundles=arguments.bundle, sources=arguments.data)
+        report, cards = _of_run(
+            folder,
+            bundles=arguments.bundle,
+            sources=arguments.data,
+            faces=arguments.faces,
+            timed=not arguments.no_bench,
+            devices=[(on, arguments.cpu) for on in arguments.on],
+        )
     elif (folder / SCORECARD).is_file():
-        if arguments.bundle or arguments.data:
+        if arguments.bundle or arguments.data or arguments.faces or arguments.on:
             raise UsageError(
-                "--bundle or --data with a bundle",
+                "--bundle, --data, --faces or --on with a bundle",
                 expected="a run",
                 where=str(folder),
                 do="Name the run the bundle was built from, or drop these options",
             )
-        text, cards = of_bundle(folder)
+        report, cards = _of_bundle(folder)
     else:
         raise ModelError(
             "neither a run nor a bundle with a scorecard" if folder.exists() else "no such folder",
@@ -65,10 +89,16 @@ def run(arguments: argparse.Namespace) -> Result:
             where=str(folder),
             do="Name a run, such as runs/demo",
         )
-    write_bytes(out, text.encode())
+    write_bytes(out, report.html.encode())
+    pictures = [] if arguments.plots is None else write_pngs(report.plots, arguments.plots)
     return Result(
-        payload={"schema": 1, "report": str(out), "scorecards": [card.as_json() for card in cards]},
-        text=f"report: {out}",
+        payload={
+            "schema": 1,
+            "report": str(out),
+            "plots": [str(path) for path in pictures],
+            "scorecards": [card.as_json() for card in cards],
+        },
+        text=f"report: {out}" + (f"\nplots: {len(pictures)} in {arguments.plots}" if pictures else ""),
         exit_code=exit_code(cards),
     )
 
@@ -81,52 +111,88 @@ def exit_code(cards: Sequence[Scorecard]) -> int:
 
 def of_bundle(folder: Path) -> tuple[str, list[Scorecard]]:
     """The page of a bundle from the scorecard.json in it, without measuring again."""
+    report, cards = _of_bundle(folder)
+    return report.html, cards
+
+
+def _of_bundle(folder: Path) -> tuple[Report, list[Scorecard]]:
+    from edgeface.report.gather import origins
     from edgeface.report.html import page
     from edgeface.report.scorecard import read_scorecard
 
     card = read_scorecard(folder / SCORECARD)
-    return page(name=folder.resolve().name, cards=[card]), [card]
+    report = page(
+        name=folder.resolve().name,
+        cards=[card],
+        speed="A bundle is not timed here: edgeface bench times its files, edgeface report does so for a whole run.",
+        origins=origins(None, [folder]),
+    )
+    return report, [card]
 
 
 def _of_run(
-    folder: Path, *, bundles: Sequence[Path] | None, sources: Sequence[str] | None
-) -> tuple[str, list[Scorecard]]:
+    folder: Path,
+    *,
+    bundles: Sequence[Path] | None,
+    sources: Sequence[str] | None,
+    faces: str | None,
+    timed: bool,
+    devices: Sequence[tuple[str, str | None]],
+) -> tuple[Report, list[Scorecard]]:
+    from edgeface.cli.console import note
     from edgeface.config import load_recipe
-    from edgeface.report.html import page
-    from edgeface.report.scorecard import bundle_entries, stage_entries
+    from edgeface.data.sources import data_root
+    from edgeface.report.entries import device_entries, runtime_entries, stage_entries
+    from edgeface.report.gather import check_examples, examples, measure_speed, origins, run_layer_errors
+    from edgeface.report.html import SYNTHETIC, page, shipped
     from edgeface.runs import RECIPE
 
     recipe = load_recipe(str(folder / RECIPE))
     wanted = list(dict.fromkeys(sources or (*recipe.data.val, *recipe.data.test)))
     if not wanted:
         raise UsageError("no faces to measure on", expected="--data SOURCE", where=str(folder / RECIPE))
+    if faces is not None:
+        check_examples(faces)
     entries = stage_entries(folder)
-    for bundle in bundles if bundles is not None else bundles_of(folder):
-        entries += bundle_entries(bundle)
-    cards: list[Scorecard] = []
-    faces: list[Face] = []
-    faces_by = ""
-    for source in wanted:
-        # A budget is never set on test faces: only the recipe's validation faces decide.
-        card = score(entries, source, root=recipe.data.root, budget=recipe.budget if source in recipe.data.val else {})
-        cards.append(card)
-        if not faces:
-            faces, faces_by = _examples(entries, source, root=recipe.data.root)
-    curves = {
-        stage: (folder / stage / "curve.csv").read_text(encoding="utf-8")
-        for stage in ("teacher", "student", "qat")
-        if (folder / stage / "curve.csv").is_file()
-    }
-    text = page(
+    bundles = bundles_of(folder) if bundles is None else bundles
+    for bundle in bundles:
+        entries += runtime_entries(bundle)
+        for on, cpu in devices:
+            entries += device_entries(bundle, on, cpu=cpu)
+    # A budget is never set on test faces: only the recipe's validation faces decide.
+    cards = [
+        score(entries, source, root=recipe.data.root, budget=recipe.budget if source in recipe.data.val else {})
+        for source in wanted
+    ]
+    speed: Speed | str = "Not timed: --no-bench."
+    if timed:
+        note("timing the models …")
+        speed = measure_speed(cards[-1], run=folder, bundles=bundles)
+    root = data_root(recipe.data.root)
+    layers = run_layer_errors(folder, wanted[-1], root=root)
+    ship = shipped(cards[-1])
+    shown = None
+    if faces is None and wanted[-1].partition(":")[0] == SYNTHETIC:
+        faces = wanted[-1]
+    if faces is not None and ship is not None:
+        entry = next(entry for entry in entries if entry.name == ship.model)
+        shown = examples(entry.open, faces, model=ship.model, root=root)
+    report = page(
         name=recipe.name,
         summary=recipe.summary,
         cards=cards,
-        curves=curves,
-        faces=faces,
-        faces_by=faces_by,
+        curves={
+            stage: (folder / stage / "curve.csv").read_text(encoding="utf-8")
+            for stage in ("teacher", "student", "qat")
+            if (folder / stage / "curve.csv").is_file()
+        },
+        speed=speed,
+        layers=layers,
+        examples=shown,
+        origins=origins(folder, bundles),
         recipe=(folder / RECIPE).read_text(encoding="utf-8"),
     )
-    return text, cards
+    return report, cards
 
 
 def score(
@@ -134,8 +200,7 @@ def score(
     source: str,
     *,
     root: str = "",
-    budget: Mapping[str, float] | None = None,
-    known: dict[str, Evaluation] | None = None,
+    budget: Mapping[str, BudgetSpec] | None = None,
 ) -> Scorecard:
     """Measure models on a source, with progress on stderr.
 
@@ -144,10 +209,9 @@ def score(
         source: `CORPUS[:PATH][@SPLIT]`, `synthetic:N[@SPLIT]` or `folder:PATH[@SPLIT]`.
         root: Folder that holds the corpora; "" takes the default.
         budget: Task name to the allowed worsening of files.
-        known: As for scorecard.measure, of this source.
     """
     from edgeface.cli.console import progress
-    from edgeface.report.scorecard import measure
+    from edgeface.report.measure import measure
 
     packs: dict[int, Pack] = {}
 
@@ -165,7 +229,7 @@ def score(
                 tasks[name] = bar.add_task(f"{name} on {source}", total=total, note="")
             bar.update(tasks[name], completed=done)
 
-        return measure(entries, crops, budget=budget, progress=told, known=known)
+        return measure(entries, crops, budget=budget, progress=told)
 
 
 def bundles_of(run: Path, *, out: Path = _BUNDLES) -> list[Path]:
@@ -183,27 +247,3 @@ def _crops(runner: Runner, source: str, *, root: str) -> Pack:
     from edgeface.evaluate import evaluation_pack
 
     return evaluation_pack(source, runner.spec, root=data_root(root))
-
-
-def _examples(entries: Sequence[Entry], source: str, *, root: str) -> tuple[list[Face], str]:
-    """Example faces with the answers of the last model that runs here: the file that ships, where there is one."""
-    from edgeface.data.sources import parse_source
-    from edgeface.evaluate import evaluate
-    from edgeface.report.html import SYNTHETIC, example_faces
-
-    if parse_source(source).corpus != SYNTHETIC:
-        return [], ""
-    for entry in reversed(entries):
-        try:
-            runner = entry.open()
-        except MissingToolError:
-            continue
-        pack = _crops(runner, source, root=root)
-        few = replace(
-            pack,
-            images=pack.images[:_EXAMPLES],
-            keys=pack.keys[:_EXAMPLES],
-            labels={name: values[:_EXAMPLES] for name, values in pack.labels.items()},
-        )
-        return example_faces(evaluate(runner, few, model=entry.name), few, count=_EXAMPLES), entry.name
-    return [], ""

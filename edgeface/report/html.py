@@ -1,6 +1,7 @@
-"""One self-contained report.html: scorecards, curves, examples and conditions, readable without a network.
+"""One self-contained report.html: scorecards, charts, examples and provenance, readable without a network.
 
-Pictures stand in it only when they are synthetic: real faces never enter a page that may be committed or mailed.
+Pictures stand in it only when they are synthetic, or when its user named a folder of pictures for it: faces of a corpus
+never enter a page that may be committed or mailed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import csv
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -19,31 +20,45 @@ from numpy.typing import NDArray
 
 from edgeface.errors import ModelError
 from edgeface.evaluate import Evaluation, in_words
-from edgeface.metrics import known
-from edgeface.report.chart import Series, line_chart
+from edgeface.metrics import FAILURE_PERCENT, known, lower_is_better
+from edgeface.report import plots
+from edgeface.report.plots import COLOURS, SERIES, Group, Line, Plot, Point
 from edgeface.report.scorecard import (
+    BUILT,
     CURVE_PERCENT,
     FILE,
     STUDENT,
     TEACHER,
+    Cell,
+    Gap,
     Row,
     Scorecard,
-    heading,
-    lines,
-    scaled,
-    shown,
-    signed,
-    title,
-    unit,
+    Subgroups,
 )
+from edgeface.report.table import heading, scaled, shown, signed, title, unit, with_interval
 from edgeface.tasks import TASKS, Kind
 
 if TYPE_CHECKING:
     from edgeface.data.pack import Pack
+    from quantize.layers import LayerError
 
-SYNTHETIC = "synthetic"  # the reader whose pictures may be shown
+SYNTHETIC = "synthetic"
+SHOWN = (SYNTHETIC, "folder")  # readers whose pictures may be shown: drawn ones, and the user's own
+TIMED = (TEACHER, STUDENT, FILE)  # roles with times of this machine
+OPEN_CHARTS = 6  # of a section; the others wait behind a line to click on
+WORST_LAYERS = 3
 _KINDS = {"PASS": "good", "FAIL": "bad", "NOT_RUN": "wait", "MEASURED": "soft"}
 _FIVE_POINTS = ("left eye", "right eye", "nose tip", "left mouth corner", "right mouth corner")
+# What an answer about people can mean, and what it cannot.
+MEANING = {
+    "gender": "Gender is a guess at what an annotator wrote down from a picture. It is not a person’s gender, and it "
+    "is wrong more often for some groups than for others: measure it on the people your app serves.",
+    "age": "Age is apparent age, with an error of years. It cannot establish that anyone is an adult.",
+    "beauty": "Beauty repeats the average opinion of the raters of one corpus, their place and their time. It says "
+    "nothing of a person, and must not decide anything about one.",
+    "expression": "Expression is the look of a face, not what anybody feels.",
+}
+_SAME_MEANING = {"beauty_score": "beauty", "expression8": "expression"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +78,76 @@ class Face:
     answers: tuple[tuple[str, str, bool], ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Faces with the answers of one model.
+
+    Attributes:
+        faces: In the order of their source.
+        model: Its name.
+        source: Where they come from.
+    """
+
+    faces: Sequence[Face]
+    model: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """How fast a run's models are.
+
+    Attributes:
+        median_ms: (model, runtime) as in the scorecard to milliseconds a face.
+        conditions: In words.
+        not_timed: Model to why it was not timed.
+    """
+
+    median_ms: Mapping[tuple[str, str], float]
+    conditions: str
+    not_timed: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a checkpoint or bundle comes from.
+
+    Attributes:
+        name: What it is.
+        facts: What its manifest says, label and text.
+        files: File name to sha256.
+    """
+
+    name: str
+    facts: Sequence[tuple[str, str]]
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A finished report.
+
+    Attributes:
+        html: The page.
+        plots: Its charts, in the order of the page.
+    """
+
+    html: str
+    plots: Sequence[Plot]
+
+
 def example_faces(evaluation: Evaluation, pack: Pack, *, count: int = 10) -> list[Face]:
     """The first faces of a source with what a model answered.
 
+    Args:
+        evaluation: Of the model, on the pack's faces.
+        pack: Pictures at any size, of the same crops that the model was given.
+        count: How many at most.
+
     Returns:
-        Nothing unless the source is synthetic.
+        Nothing unless the pictures may be shown.
     """
-    if pack.name != SYNTHETIC or pack.research_only:
+    if pack.name not in SHOWN or pack.research_only:
         return []
     return [_face(evaluation, pack, row) for row in range(min(count, evaluation.samples))]
 
@@ -102,19 +180,23 @@ def page(
     cards: Sequence[Scorecard],
     summary: str = "",
     curves: Mapping[str, str] | None = None,
-    faces: Sequence[Face] = (),
-    faces_by: str = "",
+    speed: Speed | str = "",
+    layers: Sequence[LayerError] | str = (),
+    examples: Examples | None = None,
+    origins: Sequence[Origin] = (),
     recipe: str = "",
-) -> str:
-    """The report as HTML.
+) -> Report:
+    """The report as HTML, and its charts.
 
     Args:
         name: Of the run or bundle.
-        cards: Scorecards, the one that decides first.
+        cards: Scorecards, the one that decides first; the last one, of test faces where there are any, is drawn.
         summary: One line below the name.
         curves: Stage to its curve.csv.
-        faces: Examples; without any, the page says so where the faces are real.
-        faces_by: Name of the model whose answers the examples show.
+        speed: Times, or why there are none.
+        layers: Quantization error of each layer, in the order of the network, or why it is not known.
+        examples: Faces; without any, the page says so where the faces are real.
+        origins: Checkpoints and bundles.
         recipe: The resolved recipe as TOML.
 
     Raises:
@@ -123,62 +205,137 @@ def page(
     import jinja2
 
     source = files("edgeface.report").joinpath("report.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    real = [card.source for card in cards if card.source.partition(":")[0] != SYNTHETIC]
-    return environment.from_string(source).render(
-        name=name,
-        summary=summary,
-        verdicts=[_verdict(card) for card in cards],
-        tiles=_tiles(cards[0]) if cards else [],
-        cards=[_card(card) for card in cards],
-        training=_training(curves or {}),
-        faces=[_drawn(face) for face in faces],
-        faces_by=faces_by,
-        no_faces=f"No pictures: {', '.join(real)} holds real faces, which never stand in a report." if real else "",
-        conditions=_conditions(cards),
-        recipe=recipe,
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    drawn: list[Plot] = []
+
+    def charts(*found: Plot | None) -> list[dict[str, Any]]:
+        kept = [plot for plot in found if plot is not None]
+        drawn.extend(kept)
+        return [{"title": plot.title, "svg": _safe(plot.svg())} for plot in kept]
+
+    detail = cards[-1] if cards else None
+    ship = shipped(detail) if detail else None
+    tasks = [task for task in TASKS if any(task in row.tasks for card in cards for row in card.rows)]
+    landmarks = [task for task in tasks if TASKS[task].kind is Kind.LANDMARKS]
+    times = speed if isinstance(speed, Speed) else None
+    sections = {
+        "cost": _cost(detail, tasks, times),
+        "errors": [_error_curves(detail, task) for task in landmarks] if detail else [],
+        "confusion": [_confusion(ship, task) for task in tasks] if ship else [],
+        "calibration": [_reliability(detail, ship, task) for task in tasks] if detail else [],
+        "groups": _groups(detail, ship),
+        "layers": [] if isinstance(layers, str) else [_layers(layers)],
+        "training": _training(curves or {}),
+    }
+    real = [card.source for card in cards if card.source.partition(":")[0] not in SHOWN]
+    context = {
+        "name": name,
+        "summary": summary,
+        "light": {variable: value for variable, (value, _) in COLOURS.items()},
+        "dark": {variable: value for variable, (_, value) in COLOURS.items()},
+        "verdicts": [_verdict(card) for card in cards],
+        "tiles": _tiles(detail, ship, times) if detail and ship else [],
+        "detail": detail.source if detail else "",
+        "ship": ship.model if ship else "",
+        "cards": [_card(card, times) for card in cards],
+        "charts": {key: charts(*found) for key, found in sections.items()},
+        "speed": {
+            "why": "" if times else str(speed),
+            "conditions": times.conditions if times else "",
+            "notes": sorted(times.not_timed.items()) if times else [],
+        },
+        "points": [_points(detail, task) for task in landmarks if detail and TASKS[task].points <= len(_FIVE_POINTS)],
+        "no_layers": layers if isinstance(layers, str) else "",
+        "recalibrated": _recalibrated(detail, ship, tasks) if detail else [],
+        "gaps": _gaps(detail, ship) if detail else {},
+        "blame": [{"source": card.source, **entry} for card in cards for entry in _blame(card)],
+        "faces": [_drawn(face) for face in examples.faces] if examples else [],
+        "faces_by": examples.model if examples else "",
+        "faces_from": examples.source if examples else "",
+        "faces_own": bool(examples) and examples is not None and examples.source.partition(":")[0] != SYNTHETIC,
+        "no_faces": f"No pictures: {', '.join(real)} holds real faces, which never stand in a report." if real else "",
+        "meaning": [
+            MEANING[key] for key in dict.fromkeys(_SAME_MEANING.get(task, task) for task in tasks) if key in MEANING
+        ],
+        "conditions": _conditions(cards),
+        "origins": origins,
+        "recipe": recipe,
+        "open_charts": OPEN_CHARTS,
+    }
+    context["contents"] = _contents(context)
+    return Report(html=environment.from_string(source).render(context), plots=drawn)
+
+
+def _contents(context: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Id and title of the sections that have something in them."""
+    found, held = context["charts"], context
+    rows = [
+        ("scorecard", "Scorecard", held["cards"]),
+        ("cost", "Speed and size", found["cost"] or (held["cards"] and held["speed"]["why"])),
+        ("errors", "Landmarks", found["errors"]),
+        ("confusion", "Confusion", found["confusion"]),
+        ("calibration", "Calibration", found["calibration"] or held["recalibrated"]),
+        ("groups", "Subgroups", found["groups"] or held["gaps"]),
+        ("layers", "Layers", found["layers"] or held["blame"] or held["no_layers"]),
+        ("examples", "Examples", held["faces"] or held["no_faces"]),
+        ("training", "Training", found["training"]),
+        ("meaning", "What answers mean", held["meaning"]),
+        ("provenance", "Provenance", held["conditions"] or held["origins"] or held["recipe"]),
+    ]
+    return [(key, words) for key, words, there in rows if there]
 
 
 def _verdict(card: Scorecard) -> dict[str, str]:
-    judged = [row for row in card.rows if row.outcome in ("PASS", "FAIL")]
-    not_run = [row for row in card.rows if row.outcome == "NOT_RUN"]
-    if card.broken:
-        names = ", ".join(dict.fromkeys(row.model for row, _ in card.broken))
-        return {"kind": "bad", "text": f"✗ FAIL on {card.source}: {names} broke a budget"}
-    if not_run:
-        names = ", ".join(row.model for row in not_run)
-        return {"kind": "wait", "text": f"NOT_RUN on {card.source}: {names}"}
-    if judged:
+    by_outcome = {
+        outcome: list(dict.fromkeys(row.model for row in card.rows if row.outcome == outcome)) for outcome in _KINDS
+    }
+    if by_outcome["FAIL"]:
+        broken = {row.model for row, _ in card.broken}
+        budgets = [name for name in by_outcome["FAIL"] if name in broken]
+        others = [name for name in by_outcome["FAIL"] if name not in broken]
+        said = [f"{', '.join(budgets)} broke a budget"] if budgets else []
+        said += [f"the answers of {', '.join(others)} cannot be believed"] if others else []
+        return {"kind": "bad", "text": f"✗ FAIL on {card.source}: {'; '.join(said)}"}
+    if by_outcome["NOT_RUN"]:
+        return {"kind": "wait", "text": f"NOT_RUN on {card.source}: {', '.join(by_outcome['NOT_RUN'])}"}
+    if by_outcome["PASS"]:
         return {"kind": "good", "text": f"✓ PASS on {card.source}: every built file is within its budgets"}
     return {"kind": "plain", "text": f"Measured on {card.source}; no budget applies"}
 
 
-def _shipped(card: Scorecard) -> Row | None:
-    """The row the tiles speak of: the int8 file, else the last file, else the last model that was run."""
+def shipped(card: Scorecard) -> Row | None:
+    """The row the page speaks of: the first int8 file, else the last file, else the last model that was run."""
     run = [row for row in card.rows if row.tasks and row.role != TEACHER]
-    for wanted in (
-        [row for row in run if row.role == FILE and row.precision == "w8a8"],
-        [row for row in run if row.role == FILE],
-        run,
-    ):
-        if wanted:
-            return wanted[-1]
-    return None
+    built = [row for row in run if row.role == FILE] or [row for row in run if row.role in BUILT]
+    int8 = [row for row in built if row.precision == "w8a8"]
+    return int8[0] if int8 else built[-1] if built else run[-1] if run else None
 
 
-def _tiles(card: Scorecard) -> list[dict[str, str]]:
-    row = _shipped(card)
-    if row is None:
-        return []
+def _tiles(card: Scorecard, row: Row, speed: Speed | None) -> list[dict[str, str]]:
     by_role = {other.role: other for other in card.rows if other.role in (TEACHER, STUDENT)}
     tiles = []
     if row.size_bytes:
-        text = row.model
         teacher = by_role.get(TEACHER)
+        text = "on disk"
         if teacher and teacher.size_bytes:
             text += f", {teacher.size_bytes / row.size_bytes:.0f}× smaller than the teacher"
         tiles.append({"value": f"{row.size_bytes / 1e6:.2f} MB", "text": text})
+    if speed and (row.model, row.runtime) in speed.median_ms:
+        ms = speed.median_ms[row.model, row.runtime]
+        text = f"a face on one core, {row.runtime}"
+        fp32 = [
+            speed.median_ms[other.model, other.runtime]
+            for other in card.rows
+            if other.role == FILE
+            and other.precision == "fp32"
+            and other.runtime == row.runtime
+            and (other.model, other.runtime) in speed.median_ms
+        ]
+        if fp32 and row.precision != "fp32":
+            text += f"; fp32 takes {fp32[0] / ms:.1f} times as long"
+        tiles.append({"value": f"{ms:.3g} ms", "text": text})
     for name, cell in row.tasks.items():
         if TASKS[name].kind is Kind.LANDMARKS:
             others = [
@@ -202,100 +359,340 @@ def _tiles(card: Scorecard) -> list[dict[str, str]]:
     return tiles
 
 
-def _card(card: Scorecard) -> dict[str, Any]:
-    kinds = {True: "good", False: "bad", None: ""}
-    heads = []
+def _card(card: Scorecard, speed: Speed | None) -> dict[str, Any]:
+    names = [name for name in TASKS if any(name in row.tasks or name in row.unlabelled for row in card.rows)]
+    rows = []
     for row in card.rows:
         model, how = heading(row)
-        parts = re.split(r"(?<=[._])", model)  # where a narrow column may break it
-        heads.append({"parts": parts, "how": how, "outcome": row.outcome, "kind": _KINDS[row.outcome]})
-    tasks = [
-        {
-            "name": name,
-            "lines": [
-                {
-                    "title": line.title,
-                    "main": line.main,
-                    "cells": [
-                        {"text": text, "kind": kinds[verdict]}
-                        for text, verdict in zip(line.texts, line.verdicts, strict=True)
-                    ],
-                }
-                for line in printed
-            ],
-        }
-        for name, printed in lines(card).items()
-    ]
-    notes = [{"kind": _KINDS[row.outcome], "text": f"{row.model}: {row.reason}"} for row in card.rows if row.reason]
+        ms = speed.median_ms.get((row.model, row.runtime)) if speed and row.role in TIMED else None
+        # What a row is stands in the names of checkpoints and goes without saying for files.
+        role = (row.role,) if row.role not in (*model.split(), FILE) else ()
+        cells = [
+            _cell(row.tasks[name])
+            if name in row.tasks
+            else _no_cell(row.unlabelled.get(name), row.absent.get(name, ""))
+            for name in names
+        ]
+        rows.append(
+            {
+                "parts": re.split(r"(?<=[._ ])", model),  # where a narrow column may break it
+                "how": (*role, *how, *(() if ms is None else (f"{ms:.3g} ms a face",))),
+                "outcome": row.outcome,
+                "kind": _KINDS[row.outcome],
+                "run": bool(row.tasks or row.unlabelled),
+                "cells": cells,
+                "reason": row.reason,
+            }
+        )
     absent = {task: why for row in card.rows for task, why in row.absent.items()}
-    notes += [{"kind": "soft", "text": f"{task}: not scored, {why}."} for task, why in absent.items()]
+    notes = [{"kind": "soft", "text": f"{task}: not scored, {why}."} for task, why in absent.items()]
     notes += [{"kind": "soft", "text": f"Skipped {count}: {reason}."} for reason, count in card.skipped.items()]
-    landmarks = [name for name in lines(card) if TASKS[name].kind is Kind.LANDMARKS]
     return {
         "source": card.source,
         "samples": f"{card.samples:,}",
-        "heads": heads,
-        "tasks": tasks,
+        "heads": [_head(card, name) for name in names],
+        "rows": rows,
+        "budgets": any(cell.budget is not None for row in card.rows for cell in row.tasks.values()),
         "notes": notes,
-        "charts": [_cumulative(card, name) for name in landmarks],
-        "points": [_points(card, name) for name in landmarks if TASKS[name].points <= len(_FIVE_POINTS)],
     }
 
 
-def _safe(svg: str) -> Any:
+def _head(card: Scorecard, name: str) -> dict[str, str]:
+    cells = [row.tasks[name] for row in card.rows if name in row.tasks]
+    if not cells:
+        return {"name": name, "title": "agreement with the teacher", "n": "no labels", "budget": ""}
+    judged = next((cell for cell in cells if cell.budget is not None), None)
+    budget = "" if judged is None else f"budget {judged.budget:g} {unit(judged)}"
+    if judged is not None and judged.budget_vs == TEACHER:
+        budget += " to the teacher"
+    return {
+        "name": name,
+        "title": title(cells[0].metric),
+        "n": f"{max(cell.n for cell in cells):,} faces",
+        "budget": budget,
+    }
+
+
+def _cell(cell: Cell) -> dict[str, Any]:
+    printed = []
+    if cell.failure_percent is not None:
+        text = f"{shown('failure_percent', cell.failure_percent)} %"
+        printed.append({"label": "failures", "text": text, "real": False})
+    for label, delta, ends in (
+        ("teacher", cell.delta_teacher, cell.interval_teacher),
+        ("student", cell.delta_student, cell.interval),
+    ):
+        if delta is not None:
+            real = ends is not None and not ends[0] <= 0 <= ends[1]
+            printed.append({"label": label, "text": with_interval(delta, ends), "real": real})
+    printed += _agreed(cell.agreement)
+    kind = {True: "good", False: "bad", None: ""}[cell.within_budget]
+    mark = {True: "✓", False: "✗", None: ""}[cell.within_budget]
+    return {"value": shown(cell.metric, cell.value), "kind": kind, "mark": mark, "lines": printed, "why": ""}
+
+
+def _no_cell(agreement: Mapping[str, float | int] | None, absent: str) -> dict[str, Any]:
+    """Of a task without labels: its agreement with the teacher stands alone."""
+    return {"value": "", "kind": "soft", "lines": _agreed(agreement or {}), "mark": "", "why": absent}
+
+
+def _agreed(agreement: Mapping[str, float | int]) -> list[dict[str, Any]]:
+    return [
+        {"label": _AGREED[key][0], "text": shown(key, float(value)) + _AGREED[key][1], "real": False}
+        for key, value in agreement.items()
+        if key in _AGREED
+    ][:1]
+
+
+# The measures of agreement with the teacher: their short name in a cell, and the unit behind the value.
+_AGREED = {
+    "equal_share": ("same", " %"),
+    "distance_percent": ("distance", " %"),
+    "difference_years": ("apart", " years"),
+    "pearson": ("correl.", ""),
+    "cosine": ("cosine", ""),
+}
+
+
+def _safe(markup: str) -> Any:
     """Markup made here, its texts escaped where they were put in."""
     from markupsafe import Markup
 
-    return Markup(svg)
+    return Markup(markup)
 
 
-def _cumulative(card: Scorecard, name: str) -> dict[str, Any]:
-    series = [
-        Series(name=row.model, x=CURVE_PERCENT, y=[100.0 * share for share in row.tasks[name].curve])
-        for row in card.rows
-        if name in row.tasks
+def _cost(card: Scorecard | None, tasks: Sequence[str], speed: Speed | None) -> list[Plot | None]:
+    """What a task costs in time and in bytes."""
+    if card is None:
+        return []
+    rows = [row for row in card.rows if row.tasks]
+    panels = []
+    for task in tasks:
+        metric = next((row.tasks[task].metric for row in rows if task in row.tasks), "")
+        if metric:
+            panels.append((task, title(metric), lower_is_better(metric)))
+
+    def point(row: Row, cost: float) -> Point:
+        values = {task: scaled(cell.metric, cell.value) for task, cell in row.tasks.items()}
+        return Point(model=row.model, runtime=row.runtime, precision=row.precision, cost=cost, values=values)
+
+    timed = [point(row, ms) for row in rows if speed and (ms := speed.median_ms.get((row.model, row.runtime)))]
+    sized = [point(row, row.size_bytes / 1e6) for row in rows if row.size_bytes]
+    return [
+        plots.cost_chart(
+            timed, panels, name="latency", title="Accuracy against latency", x_title="milliseconds a face, one thread"
+        ),
+        plots.cost_chart(sized, panels, name="size", title="Accuracy against size", x_title="megabytes on disk"),
     ]
-    svg = line_chart(
-        series,
-        title=f"{name}: share of faces up to each mean error",
-        x_title="mean error of a face, % of the distance between the eyes",
-        y_title="faces, %",
-        y_range=(0.0, 100.0),
-        mark_x=10.0,
+
+
+def _error_curves(card: Scorecard, task: str) -> Plot | None:
+    seen: set[str] = set()
+    curves = []
+    for row in card.rows:
+        if task in row.tasks:
+            name = f"{row.model} ({row.runtime})" if row.model in seen else row.model
+            curves.append((row.role, name, row.tasks[task].curve))
+            seen.add(row.model)
+    return plots.error_curves(curves, CURVE_PERCENT, task=task, failure=FAILURE_PERCENT)
+
+
+def _confusion(row: Row, task: str) -> Plot | None:
+    cell = row.tasks.get(task)
+    if cell is None or not cell.confusion:
+        return None
+    classes = TASKS[task].classes
+    if len(classes) != len(cell.confusion):
+        classes = tuple(str(index) for index in range(len(cell.confusion)))
+    return plots.confusion(cell.confusion, task=task, classes=classes, model=row.model, name=f"confusion-{task}")
+
+
+def _compared(card: Scorecard, ship: Row | None) -> list[Row]:
+    """Teacher, fp32 student and the file that ships: what charts of few lines compare."""
+    wanted = [row for row in card.rows if row.role in (TEACHER, STUDENT) and row.tasks]
+    return [*wanted, ship] if ship is not None and ship not in wanted else wanted
+
+
+def _reliability(card: Scorecard, ship: Row | None, task: str) -> Plot | None:
+    models = [
+        (row.role, row.model, cell.calibration, cell.ece)
+        for row in _compared(card, ship)
+        if (cell := row.tasks.get(task)) is not None
+    ]
+    return plots.reliability(models, task=task, name=f"calibration-{task}")
+
+
+def _recalibrated(card: Scorecard, ship: Row | None, tasks: Sequence[str]) -> list[dict[str, Any]]:
+    """What another threshold would give, task by task; first the teacher, the student and the file that ships."""
+    found = []
+    for task in tasks:
+        for row in card.rows:
+            cell = row.tasks.get(task)
+            if cell is not None and cell.recalibrated:
+                held = cell.recalibrated
+                gain = scaled(cell.metric, held["value"]) - scaled(cell.metric, cell.value)
+                found.append(
+                    {
+                        "task": task,
+                        "model": row.model,
+                        "runtime": row.runtime,
+                        "metric": title(cell.metric),
+                        "threshold": f"{held['threshold']:.3f}",
+                        "before": shown(cell.metric, cell.value),
+                        "after": shown(cell.metric, held["value"]),
+                        "gain": signed(gain),
+                        "n": f"{int(held['n']):,}",
+                        "main": row in _compared(card, ship),
+                    }
+                )
+    return found
+
+
+def _subgroup_rows(entry: Subgroups, card: Scorecard, ship: Row | None) -> list[tuple[str, Gap]]:
+    """Role and row of the models that are compared."""
+    wanted = {(row.model, row.runtime): row.role for row in _compared(card, ship)}
+    return [
+        (wanted[row["model"], row["runtime"]], row) for row in entry["rows"] if (row["model"], row["runtime"]) in wanted
+    ]
+
+
+def _groups(card: Scorecard | None, ship: Row | None) -> list[Plot | None]:
+    """A chart for each task and way of grouping, the clearest gaps first."""
+    if card is None:
+        return []
+    entries = sorted(card.subgroups, key=lambda entry: -_clear(entry, ship))
+    found = []
+    for entry in entries:
+        metric = entry["metric"]
+        models = []
+        for role, row in _subgroup_rows(entry, card, ship):
+            values = [None if value is None else scaled(metric, value) for value in row["values"]]
+            spans = [
+                wilson(value, group["n"]) if metric == "accuracy" and value is not None else None
+                for value, group in zip(row["values"], entry["groups"], strict=True)
+            ]
+            models.append(Group(role=role, model=row["model"], values=values, spans=spans))
+        stem = re.sub(r"[^a-z0-9]+", "-", f"{entry['task']}-by-{entry['by']}".lower())
+        found.append(
+            plots.group_chart(
+                [(group["name"], group["n"]) for group in entry["groups"]],
+                models,
+                title=f"{entry['task']} by {entry['by']}",
+                metric=title(metric),
+                name=f"groups-{stem}",
+            )
+        )
+    return found
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Ends of the 95 % interval of a share of n, in percent.
+
+    Source:
+        Wilson, Probable inference, the law of succession, and statistical inference, JASA 22, 1927.
+    """
+    z = 1.959964
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * float(np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))) / (1 + z * z / n)
+    return 100 * (middle - half), 100 * (middle + half)
+
+
+def _clear(entry: Subgroups, ship: Row | None) -> float:
+    """How far a gap stands out from its own uncertainty: gaps of years and of shares compare so."""
+    rows = [row for row in entry["rows"] if ship and (row["model"], row["runtime"]) == (ship.model, ship.runtime)]
+    for row in rows or entry["rows"]:
+        if row["gap"] is not None and row["gap_interval"] is not None:
+            return float(row["gap"] / max(row["gap_interval"][1] - row["gap_interval"][0], 1e-9))
+    return 0.0
+
+
+def _gaps(card: Scorecard, ship: Row | None) -> dict[str, Any]:
+    """The widest difference between groups, of each task, grouping and compared model."""
+    if not card.subgroups:
+        return {}
+    models = [row.model for row in _compared(card, ship)]
+    rows: list[dict[str, Any]] = []
+    for entry in sorted(card.subgroups, key=lambda entry: -_clear(entry, ship)):
+        texts = {}
+        for _, row in _subgroup_rows(entry, card, ship):
+            if row["gap"] is None:
+                continue
+            span, change, metric = row["gap_interval"], row["gap_change_teacher"], entry["metric"]
+            ends = "" if span is None else f" [{shown(metric, span[0])}, {shown(metric, span[1])}]"
+            moved = "" if change is None else signed(scaled(metric, change))
+            texts[row["model"]] = (shown(metric, row["gap"]) + ends, moved)
+        cells = [texts.get(model, ("–", "")) for model in models]
+        rows.append({"task": entry["task"], "by": entry["by"], "metric": title(entry["metric"]), "cells": cells})
+    return {"models": models, "rows": rows, "minimum": card.subgroups[0]["minimum"]}
+
+
+def _blame(card: Scorecard) -> list[dict[str, Any]]:
+    return [
+        {
+            "model": entry["model"],
+            "runtime": entry["runtime"],
+            "task": entry["task"],
+            "layers": [(layer["layer"], f"{layer['cost']:+.2f} {entry['unit']}") for layer in entry["layers"]],
+        }
+        for entry in card.blame
+    ]
+
+
+def _layers(layers: Sequence[LayerError]) -> Plot | None:
+    """Layers with weights; of the others the noise is that of the layers they come from."""
+    bars = [(error.layer, error.sqnr_db) for error in layers if error.macs and np.isfinite(error.sqnr_db)]
+    return plots.bar_chart(
+        bars,
+        title="Quantization error of each layer",
+        x_title="signal over quantization noise, dB",
+        name="layers",
+        marked=[layer for layer, _ in sorted(bars, key=lambda bar: bar[1])[:WORST_LAYERS]],
     )
-    return {"title": f"{name}: share of faces up to each error (failure beyond 10 %)", "svg": _safe(svg)}
 
 
-def _points(card: Scorecard, name: str) -> dict[str, Any]:
+def _points(card: Scorecard, task: str) -> dict[str, Any]:
     rows = [
-        {"name": row.model, "texts": [f"{error:.2f}" for error in row.tasks[name].per_point]}
+        {"name": row.model, "runtime": row.runtime, "texts": [f"{error:.2f}" for error in row.tasks[task].per_point]}
         for row in card.rows
-        if name in row.tasks
+        if task in row.tasks
     ]
-    return {"task": name, "titles": _FIVE_POINTS[: TASKS[name].points], "rows": rows}
+    return {"task": task, "titles": _FIVE_POINTS[: TASKS[task].points], "rows": rows}
 
 
-def _training(curves: Mapping[str, str]) -> list[dict[str, Any]]:
-    """A chart per task metric, a line per stage."""
-    lines_of: dict[str, list[Series]] = {}
-    for stage, text in curves.items():
-        for column, line in _read_curve(stage, text).items():
+_STAGE_COLOURS = {"teacher": ("teacher", "--"), "student": ("blue", "-"), "qat": ("vermilion", "-")}
+
+
+def _training(curves: Mapping[str, str]) -> list[Plot | None]:
+    """A chart per task metric, a line per stage; int8 training goes on where the student's ended."""
+    lines_of: dict[str, list[Line]] = {}
+    read = {stage: _read_curve(stage, text) for stage, text in curves.items()}
+    end = max((line.x[-1] for line in read.get("student", {}).values()), default=0.0)
+    for stage, found in read.items():
+        for column, line in found.items():
+            if stage == "qat":
+                line = replace(line, name="int8 training", x=[end + epoch for epoch in line.x])
             lines_of.setdefault(column, []).append(line)
-    charts = []
     order = {name: place for place, name in enumerate(TASKS)}
+    plots_of = []
     for column in sorted(lines_of, key=lambda column: order.get(column.partition(".")[0], -1)):
-        series = lines_of[column]
         task, _, metric = column.partition(".")
         words = title(metric) if metric else task
-        svg = line_chart(series, title=f"{task}: {words}", x_title="epoch", y_title=words)
-        charts.append({"title": f"{task}: {words}" if metric else task, "svg": _safe(svg)})
-    return charts
+        plots_of.append(
+            plots.line_chart(
+                lines_of[column],
+                name=f"training-{column.replace('.', '-')}",
+                title=f"{task}: {words}" if metric else task,
+                x_title="epoch",
+            )
+        )
+    return plots_of
 
 
-def _read_curve(stage: str, text: str) -> dict[str, Series]:
+def _read_curve(stage: str, text: str) -> dict[str, Line]:
+    colour, dash = _STAGE_COLOURS.get(stage, (SERIES[2], "-"))
     try:
         rows = list(csv.DictReader(io.StringIO(text), strict=True))
-        found: dict[str, Series] = {}
+        found: dict[str, Line] = {}
         for column in rows[0] if rows else ():
             task, _, metric = column.partition(".")
             if column != "loss" and not (task in TASKS and metric):
@@ -304,7 +701,9 @@ def _read_curve(stage: str, text: str) -> dict[str, Series]:
             y = [float(row[column]) for row in at]
             if metric:
                 y = [scaled(metric, value) for value in y]
-            found[column] = Series(name=stage, x=[float(row["epoch"]) for row in at], y=y)
+            if at:
+                x = [float(row["epoch"]) for row in at]
+                found[column] = Line(name=stage, x=x, y=y, colour=colour, dash=dash)
     except (KeyError, ValueError, TypeError, csv.Error) as error:
         raise ModelError(
             f"a damaged training curve ({type(error).__name__}: {error})",
@@ -319,20 +718,23 @@ def _drawn(face: Face) -> dict[str, Any]:
     from PIL import Image
 
     stream = io.BytesIO()
-    Image.fromarray(face.picture).save(stream, "PNG")
+    Image.fromarray(np.ascontiguousarray(face.picture)).save(stream, "JPEG", quality=90)
     picture = base64.b64encode(stream.getvalue()).decode()
-    shapes = [f'<image href="data:image/png;base64,{picture}" width="100" height="100"/>']
+    shapes = [f'<image href="data:image/jpeg;base64,{picture}" width="100" height="100"/>']
+    many = max(len(face.labelled), len(face.predicted)) > len(_FIVE_POINTS)
+    radius, arm, wide = (0.9, 0.7, 0.5) if many else (2.4, 1.7, 0.9)
     for x, y in 100.0 * face.labelled:
         # A dark rim below each mark keeps it visible on light skin and dark alike.
-        for colour, width in (("#000000", 1.6), ("#e69f00", 0.9)):
+        for colour, width in (("#000000", wide * 1.8), ("#e69f00", wide)):
             shapes.append(
-                f'<circle cx="{x:.2f}" cy="{y:.2f}" r="2.4" fill="none" stroke="{colour}" stroke-width="{width}"/>'
+                f'<circle cx="{x:.2f}" cy="{y:.2f}" r="{radius}" fill="none" stroke="{colour}" '
+                f'stroke-width="{width:.2f}"/>'
             )
     for x, y in 100.0 * face.predicted:
-        cross = f"M{x - 1.7:.2f} {y - 1.7:.2f}l3.4 3.4M{x + 1.7:.2f} {y - 1.7:.2f}l-3.4 3.4"
-        for colour, width in (("#000000", 1.6), ("#56b4e9", 0.9)):
-            shapes.append(f'<path d="{cross}" stroke="{colour}" stroke-width="{width}" stroke-linecap="round"/>')
-    svg = f'<svg viewBox="0 0 100 100" role="img" aria-label="a synthetic face">{"".join(shapes)}</svg>'
+        cross = f"M{x - arm:.2f} {y - arm:.2f}l{2 * arm} {2 * arm}M{x + arm:.2f} {y - arm:.2f}l{-2 * arm} {2 * arm}"
+        for colour, width in (("#000000", wide * 1.8), ("#56b4e9", wide)):
+            shapes.append(f'<path d="{cross}" stroke="{colour}" stroke-width="{width:.2f}" stroke-linecap="round"/>')
+    svg = f'<svg viewBox="0 0 100 100" role="img" aria-label="a face with its landmarks">{"".join(shapes)}</svg>'
     answers = [{"task": task, "text": text, "wrong": wrong} for task, text, wrong in face.answers]
     return {"svg": _safe(svg), "answers": answers}
 

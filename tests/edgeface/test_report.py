@@ -1,17 +1,15 @@
-"""The HTML report, its charts, and `edgeface report` and `edgeface eval` on a run of random weights."""
+"""The HTML report, and `edgeface report` and `edgeface eval` on a run of random weights."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -25,10 +23,12 @@ from edgeface.evaluate import evaluate, evaluation_pack
 from edgeface.models.network import build_network, model_spec
 from edgeface.models.runner import TorchRunner
 from edgeface.provenance import provenance
-from edgeface.report.chart import COLOURS, DASHES, Series, line_chart, ticks
-from edgeface.report.html import example_faces, page
-from edgeface.report.scorecard import FILE, STUDENT, TEACHER, Entry, bundle_entries, scorecard
-from edgeface.specs import NetworkSpec, QatSpec, output_spec
+from edgeface.report.compare import scorecard
+from edgeface.report.entries import Entry, bundle_entries
+from edgeface.report.gather import measure_speed, place_of
+from edgeface.report.html import MEANING, Examples, Speed, example_faces, page, wilson
+from edgeface.report.scorecard import FILE, STUDENT, TEACHER, Row, Scorecard
+from edgeface.specs import BudgetSpec, NetworkSpec, QatSpec, output_spec
 from quantize.calibrate import calibrate
 from quantize.qat import finish, prepare, qat_weights
 
@@ -44,7 +44,7 @@ TEST_FACES = "synthetic:20@test"
 class Page(HTMLParser):
     """What a browser would load and read: addresses, texts, unclosed elements."""
 
-    VOID = ("meta", "link", "img", "br", "wbr", "line", "circle", "polyline", "image", "path", "rect")
+    VOID = ("meta", "link", "img", "br", "wbr", "circle", "image", "path", "rect")
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -125,26 +125,44 @@ def test_report_stands_alone_and_is_well_formed(run: Path, tmp_path: Path, capsy
     out = tmp_path / "report.html"
     assert main(["report", str(run), "--out", str(out), "--bundle", str(run)]) == 2  # a run is no bundle
     capsys.readouterr()
-    assert main(["report", str(run), "--out", str(out)]) == 0
+    assert main(["report", str(run), "--out", str(out), "--no-bench", "--plots", str(tmp_path / "plots")]) == 0
     assert str(out) in capsys.readouterr().out
     html = out.read_text(encoding="utf-8")
     found = Page(html)
     assert found.open == []
     assert "script" not in found.tags
-    assert found.addresses
-    assert all(address.startswith("data:image/png;base64,") for address in found.addresses)
+    ids = set(re.findall(r' id="([^"]+)"', html))
+    assert len(ids) == len(re.findall(r' id="', html))
+    assert {"data:image/jpeg;base64,", "#provenance"} <= {address[:23] for address in found.addresses}
+    for address in found.addresses:
+        assert address.startswith("data:image/jpeg;base64,") or address.removeprefix("#") in ids
     assert "http" not in re.sub(r"data:[^\"]*", "", html)
+    assert len(list((tmp_path / "plots").glob("*.png"))) == html.count('<svg class="plot"')
+    assert len(html) < 2_000_000
     for words in ("toy", f"Scorecard on {FACES}", f"Scorecard on {TEST_FACES}", "teacher vgg16", "student edge_s"):
         assert words in found.text
-    for words in ("fake-quant edge_s", "Training", "The resolved recipe", "left mouth corner", "Apache-2.0"):
+    for words in (
+        "fake-quant edge_s",
+        "Training",
+        "The resolved recipe",
+        "left mouth corner",
+        "Apache-2.0",
+        MEANING["age"],
+    ):
         assert words in found.text
+    for words in ("Not timed: --no-bench.", "Quantization error of each layer", "pose: confidence and accuracy"):
+        assert words in found.text
+    for stage in ("teacher", "student", "qat"):
+        for digest in json.loads((run / stage / "manifest.json").read_text())["files"].values():
+            assert digest in found.text
+    assert MEANING["gender"] not in found.text  # the run has no such task
 
 
 def test_report_shows_the_numbers_of_the_scorecard(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "report.html"
-    assert main(["report", str(run), "--out", str(out), "--data", FACES, "--json"]) == 0
+    assert main(["report", str(run), "--out", str(out), "--data", FACES, "--json", "--no-bench"]) == 0
     answer = json.loads(capsys.readouterr().out)
     text = read(out).text
     assert answer["report"] == str(out)
@@ -156,7 +174,8 @@ def test_report_shows_the_numbers_of_the_scorecard(
 
 
 def test_report_scores_what_evaluation_scores(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["report", str(run), "--out", str(tmp_path / "r.html"), "--data", FACES, "--json"]) == 0
+    line = ["report", str(run), "--out", str(tmp_path / "r.html"), "--data", FACES, "--json", "--no-bench"]
+    assert main(line) == 0
     rows = json.loads(capsys.readouterr().out)["scorecards"][0]["rows"]
     for row, stage in zip(rows, ("teacher", "student", "qat"), strict=True):
         assert main(["eval", str(run / stage), "--data", FACES, "--json"]) == 0
@@ -178,7 +197,7 @@ def test_damaged_curve_is_refused() -> None:
 
 
 def test_texts_are_escaped() -> None:
-    html = page(name="<script>alert(1)</script>", cards=[], recipe='name = "<b>"')
+    html = page(name="<script>alert(1)</script>", cards=[], recipe='name = "<b>"').html
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
     assert "&lt;b&gt;" in html
@@ -197,7 +216,7 @@ def test_pictures_of_real_faces_never_stand_in_a_report(tmp_path: Path) -> None:
     assert len(example_faces(scored, pack, count=3)) == 3
     for real in (replace(pack, name="mtfl"), replace(pack, research_only=True)):
         assert example_faces(scored, real, count=3) == []
-    html = page(name="x", cards=[scorecard([(entry(STUDENT), replace(scored, source="mtfl@test"))])])
+    html = page(name="x", cards=[scorecard([(entry(STUDENT), replace(scored, source="mtfl@test"))])]).html
     assert "data:image" not in html
     assert "mtfl@test holds real faces" in html
 
@@ -214,11 +233,14 @@ def test_examples_show_the_answers_of_the_model(tmp_path: Path) -> None:
         said = runner.spec.output("pose").classes[int(scored.predictions["pose"][row])].replace("_", " ")
         assert answers["pose"][0].startswith(said)
         assert answers["pose"][1] == bool(scored.predictions["pose"][row] != pack.labels["pose"][row])
-    assert read_text(page(name="x", cards=[], faces=faces, faces_by="toy")).count(" years") == 4
+    shown = Examples(faces=faces, model="toy", source=FACES)
+    assert words(examples=shown).count(" years") == 4
+    assert "mind whom you send it to" not in words(examples=shown)
+    assert "mind whom you send it to" in words(examples=replace(shown, source="folder:mine"))
 
 
-def read_text(html: str) -> str:
-    return Page(html).text
+def words(cards: Sequence[Scorecard] = (), **parts: Any) -> str:
+    return Page(page(name="x", cards=cards, **parts).html).text
 
 
 def entry(role: str, name: str = "") -> Entry:
@@ -231,16 +253,16 @@ def test_verdict_is_said_in_words_and_not_in_colour_alone(tmp_path: Path) -> Non
     )
     rows: list[tuple[Entry, Any]] = [(entry(TEACHER), teacher), (entry(STUDENT), student)]
     same = replace(student, model="a")
-    kept = read_text(page(name="x", cards=[scorecard([*rows, (entry(FILE, "a"), same)], budget={"pose": 0.5})]))
+    kept = words([scorecard([*rows, (entry(FILE, "a"), same)], budget={"pose": BudgetSpec(points=0.5)})])
     assert "✓ PASS on" in kept
     assert "✗" not in kept.split("Scorecard")[0]
-    broken = scorecard([*rows, (entry(FILE, "a.tflite"), other)], budget={"landmarks5": -1e9})
+    broken = scorecard([*rows, (entry(FILE, "a.tflite"), other)], budget={"landmarks5": BudgetSpec(points=-1e9)})
     assert broken.exit_code == 1
-    text = read_text(page(name="x", cards=[broken]))
+    text = words([broken])
     assert "✗ FAIL on synthetic:24@val: a.tflite broke a budget" in text
     waiting = scorecard([*rows, (entry(FILE, "b"), "no tool-kit")])
-    assert f"NOT_RUN on {FACES}: b" in read_text(page(name="x", cards=[waiting]))
-    assert f"Measured on {FACES}" in read_text(page(name="x", cards=[scorecard(rows)]))
+    assert f"NOT_RUN on {FACES}: b" in words([waiting])
+    assert f"Measured on {FACES}" in words([scorecard(rows)])
 
 
 def test_bundle_reports_its_scorecard_without_measuring(
@@ -348,64 +370,201 @@ def test_eval_without_the_tool_kit_ends_with_three(
     def missing(*paths: object, **options: object) -> None:
         raise MissingToolError("ai-edge-litert is not installed", do="Install it")
 
-    monkeypatch.setattr(targets.runners, "open_model", missing)
+    monkeypatch.setattr(targets.runners, "open_to_score", missing)
     assert main(["eval", str(run), "--data", FACES]) == 3
     assert "not installed" in capsys.readouterr().err
 
 
-def test_ticks_are_round_and_span_the_range() -> None:
-    generator = np.random.default_rng(0)
-    for _ in range(300):
-        low = float(generator.normal(0, 10.0 ** generator.integers(-3, 4)))
-        high = low + float(10.0 ** generator.uniform(-3, 4))
-        found = ticks(low, high)
-        step = found[1] - found[0]
-        assert 4 <= len(found) <= 9
-        assert found[0] <= low + 1e-6 * step
-        assert found[-1] >= high - 1e-6 * step
-        assert round(step / 10 ** np.floor(np.log10(step * 1.0001)), 6) in (1, 2, 5)
+def test_curves_of_the_loop_are_drawn_int8_training_after_the_student() -> None:
+    text = words(curves={"teacher": CURVE, "student": CURVE, "qat": CURVE})
+    for said in ("landmarks5: mean error, %", "pose: accuracy, %", "int8 training"):
+        assert said in text
+    alone = page(name="x", cards=[], curves={"student": CURVE}).plots[0].figure.axes[0].lines
+    both = page(name="x", cards=[], curves={"student": CURVE, "qat": CURVE}).plots[0].figure.axes[0].lines
+    assert list(alone[0].get_xdata()) == [0.5, 1.0]
+    assert [list(line.get_xdata()) for line in both] == [[0.5, 1.0], [1.5, 2.0]]
+    assert list(both[0].get_ydata()) == [12.5, 9.25]
 
 
-def points_of(svg: str) -> list[list[tuple[float, float]]]:
-    return [
-        [(float(x), float(y)) for x, y in (pair.split(",") for pair in path.split())]
-        for path in re.findall(r'points="([^"]+)"', svg)
-    ]
+@pytest.fixture(scope="module")
+def card(tmp_path_factory: pytest.TempPathFactory) -> Scorecard:
+    """A teacher, a student and a file of random weights."""
+    cache = tmp_path_factory.mktemp("root")
+    scored = [evaluate(toy_runner(seed), evaluation_pack(FACES, toy_runner(1).spec, root=cache)) for seed in (1, 2, 3)]
+    roles = ((TEACHER, "teacher"), (STUDENT, "student"), (FILE, "a.w8a8.tflite"))
+    return scorecard([(entry(*role), each) for role, each in zip(roles, scored, strict=True)])
 
 
-def test_chart_places_values_in_order() -> None:
-    svg = line_chart([Series(name="a", x=[0, 1, 2], y=[1.0, 3.0, 2.0])], title="t", x_title="x", y_title="y")
-    (line,) = points_of(svg)
-    assert line[0][0] < line[1][0] < line[2][0]
-    assert line[1][1] < line[2][1] < line[0][1]  # downwards on the page is less
-    swapped = line_chart([Series(name="a", x=[0, 1, 2], y=[1.0, 2.0, 3.0])], title="t", x_title="x", y_title="y")
-    assert points_of(swapped) != points_of(svg)
+def test_cells_hold_value_changes_intervals_and_agreement(card: Scorecard) -> None:
+    text = words([card])
+    for row in card.rows[1:]:
+        cell = row.tasks["landmarks5"]
+        assert cell.delta_teacher is not None
+        assert cell.interval_teacher is not None
+        half = (cell.interval_teacher[1] - cell.interval_teacher[0]) / 2
+        assert f"{cell.delta_teacher:+.2f} ±{half:.2f}" in text
+        assert f"{cell.agreement['distance_percent']:.2f} %" in text
+        assert f"{100 * row.tasks['pose'].agreement['equal_share']:.2f} %" in text
+    moved = replace(card.rows[2].tasks["landmarks5"], delta_teacher=77.77)
+    rows = [*card.rows[:2], replace(card.rows[2], tasks={**card.rows[2].tasks, "landmarks5": moved})]
+    assert "+77.77" in words([replace(card, rows=rows)])
+    assert "+77.77" not in text
 
 
-def test_chart_leaves_out_what_is_not_finite_and_bears_a_single_point() -> None:
-    svg = line_chart(
-        [Series(name="a<b", x=[0, 1], y=[float("nan"), 2.0]), Series(name="gone", x=[1], y=[float("nan")])],
-        title="t",
-        x_title="x",
-        y_title="y",
+def test_a_change_is_dark_only_when_its_interval_leaves_out_zero(card: Scorecard) -> None:
+    def dark(ends: tuple[float, float]) -> bool:
+        cell = replace(card.rows[2].tasks["pose"], delta_teacher=-3.21, interval_teacher=ends)
+        html = page(name="x", cards=[replace(card, rows=[replace(card.rows[2], tasks={"pose": cell})])]).html
+        return '<span class="real"><i>teacher</i>-3.21' in html
+
+    assert dark((-4.0, -2.0))
+    assert not dark((-4.0, 2.0))
+
+
+def test_what_did_not_run_gives_its_reason_and_no_value(card: Scorecard) -> None:
+    idle = Row(
+        role=FILE,
+        model="b.xml",
+        runtime="",
+        precision="",
+        size_bytes=0,
+        outcome="NOT_RUN",
+        reason="OpenVINO is not installed",
+        tasks={},
+        absent={},
     )
-    assert len(points_of(svg)) == 1
-    assert "a&lt;b" in svg
-    assert "gone" not in svg
-    assert "nan" not in svg
-    assert "nothing to draw" in line_chart([], title="t", x_title="x", y_title="y")
+    liar = replace(idle, model="c.tflite", outcome="FAIL", reason="swapped outputs")
+    text = words([replace(card, rows=[*card.rows, idle])])
+    assert "OpenVINO is not installed" in text
+    assert f"NOT_RUN on {FACES}: b.xml" in text
+    text = words([replace(card, rows=[*card.rows, liar])])
+    assert f"✗ FAIL on {FACES}: the answers of c.tflite cannot be believed" in text
+    assert "swapped outputs" in text
 
 
-def test_lines_differ_in_colour_and_in_dashes() -> None:
-    assert len(set(COLOURS)) == len(COLOURS) == len(DASHES)
-    assert len(set(zip(COLOURS, DASHES, strict=True))) == len(COLOURS)
+def test_unlabelled_faces_show_agreement_alone(card: Scorecard) -> None:
+    rows = [
+        replace(row, tasks={}, unlabelled={"gender": {"equal_share": 0.4321, "n": 24}} if row.role != TEACHER else {})
+        for row in card.rows
+    ]
+    text = words([replace(card, rows=rows)])
+    assert text.count("43.21 %") == 2
+    assert "agreement with the teacher" in text
 
 
-def test_curves_of_the_loop_are_drawn(run: Path) -> None:
-    rows = list(csv.DictReader(io.StringIO(CURVE)))
-    html = page(name="x", cards=[], curves={"teacher": CURVE, "student": CURVE})
-    text = read_text(html)
-    assert "landmarks5: mean error, %" in text
-    assert "pose: accuracy, %" in text
-    assert len(points_of(html)) == 4
-    assert all(len(line) == len(rows) for line in points_of(html))
+def test_times_stand_with_their_rows_and_in_the_chart(card: Scorecard) -> None:
+    speed = Speed(median_ms={("a.w8a8.tflite", "torch"): 0.1234, ("student", "torch"): 4.2}, conditions="On a toy.")
+    made = page(name="x", cards=[card], speed=speed)
+    text = Page(made.html).text
+    for said in ("0.123 ms a face", "4.2 ms a face", "On a toy."):
+        assert said in text
+    (latency,) = (plot for plot in made.plots if plot.name == "latency")
+    drawn = sorted(float(line.get_xdata()[0]) for line in latency.figure.axes[0].lines)
+    assert drawn == [0.1234, 4.2]
+    assert all(plot.name != "latency" for plot in page(name="x", cards=[card], speed="no clock").plots)
+
+
+def test_models_of_a_run_are_timed_by_the_bench(run: Path) -> None:
+    named = [
+        Row(
+            role=role,
+            model=f"{role} toy",
+            runtime="torch",
+            precision="fp32",
+            size_bytes=1,
+            outcome="MEASURED",
+            reason="",
+            tasks=measured,
+            absent={},
+        )
+        for role, measured in ((TEACHER, {"pose": None}), (STUDENT, {"pose": None}), ("fake-quant", {"pose": None}))
+    ]
+    found = measure_speed(
+        Scorecard(
+            source="",
+            samples=1,
+            skipped={},
+            licence="",
+            research_only=False,
+            rows=named,  # type: ignore[arg-type]
+            conditions={},
+        ),
+        run=run,
+        bundles=[],
+        runs=20,
+    )
+    assert set(found.median_ms) == {("teacher toy", "torch"), ("student toy", "torch")}
+    assert all(ms > 0 for ms in found.median_ms.values())
+    assert "20 runs" in found.conditions
+    assert place_of(FILE, "absent.tflite", run=run, bundles=[run]) is None
+
+
+def subgroup(gap: float) -> dict[str, Any]:
+    rows = [
+        {
+            "model": model,
+            "runtime": "torch",
+            "values": [0.9, 0.9 - width],
+            "gap": width,
+            "gap_interval": [width / 2, width * 2],
+            "gap_change_teacher": change,
+        }
+        for model, width, change in (("teacher", 0.05, None), ("a.w8a8.tflite", gap, 0.0123))
+    ]
+    groups = [{"name": "dark", "n": 40}, {"name": "light", "n": 60}]
+    asked = {"task": "pose", "by": "skin", "metric": "accuracy"}
+    return asked | {"groups": groups, "minimum": 30, "left_out": 0, "rows": rows}
+
+
+def test_subgroups_show_gap_interval_and_change(card: Scorecard) -> None:
+    made = page(name="x", cards=[replace(card, subgroups=[subgroup(0.07)])])
+    text = Page(made.html).text
+    for said in ("pose by skin", "7.00 [3.50, 14.00]", "change +1.23", "30 labelled faces or more"):
+        assert said in text
+    (chart,) = (plot for plot in made.plots if plot.name.startswith("groups-"))
+    dots = [
+        float(line.get_xdata()[0])
+        for line in chart.figure.axes[0].lines
+        if line.get_marker() == "o" and len(line.get_xdata())
+    ]
+    assert 90.0 in dots
+    assert pytest.approx(83.0) in dots
+    other = words([replace(card, subgroups=[subgroup(0.2)])])
+    assert "7.00 [3.50, 14.00]" not in other
+
+
+def test_blame_names_layers_and_what_they_cost(card: Scorecard) -> None:
+    layers = [{"layer": "backbone_conv1", "cost": 1.25}]
+    entry_of = {"model": "a", "runtime": "torch", "task": "pose", "unit": "points", "layers": layers, "faces": 24}
+    text = words([replace(card, blame=[entry_of])])  # type: ignore[list-item]
+    assert "backbone_conv1 +1.25 points" in text
+    assert "Which layer costs which task" not in words([card])
+
+
+def test_wilson_interval_of_published_cases() -> None:
+    # Newcombe, Statistics in Medicine 17, 1998, table I, method 3: 81 of 263, 15 of 148, 0 of 20.
+    for share, n, low, high in ((81 / 263, 263, 25.53, 36.62), (15 / 148, 148, 6.24, 16.05), (0.0, 20, 0.0, 16.11)):
+        assert wilson(share, n) == pytest.approx((low, high), abs=0.005)  # as many digits as printed
+    assert wilson(0.5, 40) != pytest.approx(wilson(0.5, 41), abs=0.005)
+
+
+def test_meaning_is_said_of_the_tasks_that_are_there(card: Scorecard) -> None:
+    assert MEANING["age"] in words([card])
+    bare = replace(card, rows=[replace(row, tasks={"pose": row.tasks["pose"]}) for row in card.rows])
+    assert MEANING["age"] not in words([bare])
+
+
+def test_faces_of_a_corpus_are_refused_and_chosen_ones_shown(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "r.html"
+    line = ["report", str(run), "--out", str(out), "--data", FACES, "--no-bench"]
+    assert main([*line, "--faces", "mtfl@test"]) == 2
+    assert "never stand in a report" in capsys.readouterr().err
+    assert not out.exists()
+    assert main([*line, "--faces", "synthetic:3@test"]) == 0
+    assert out.read_text(encoding="utf-8").count("data:image/jpeg") == 3
+
+
+def test_the_same_data_give_the_same_page(card: Scorecard) -> None:
+    assert page(name="x", cards=[card]).html == page(name="x", cards=[card]).html
