@@ -200,6 +200,38 @@ def _measured(scorecard: Mapping[str, Any] | None) -> list[str]:
         if not row["tasks"]:
             lines.append(f"| {row['model']} | NOT_RUN: {row['reason']} |{' |' * len(tasks)}")
             continue
-        cells = [f"{row['tasks'][task]['value']:.4g}" if task in row["tasks"] else "" for task in tasks]
+        cells = [_figure(row["tasks"][task]) if task in row["tasks"] else "" for task in tasks]
         lines.append(f"| {row['model']} | {row['runtime']} {row['precision']} | {' | '.join(cells)} |")
-    return [*lines, "", "Accuracies are from 0 to 1, errors in the unit their names say. More in `scorecard.json`."]
+    return [
+        *lines,
+        "",
+        "Accuracies are from 0 to 1, errors in the unit their names say. In brackets the change from the teacher, in "
+        "points or percent of years, with half the width of its 95 % interval. More in `scorecard.json`.",
+        *_groups(scorecard),
+    ]
+
+
+def _figure(cell: Mapping[str, Any]) -> str:
+    text = f"{cell['value']:.4g}"
+    ends = cell.get("interval_teacher")
+    if cell.get("delta_teacher") is None or ends is None:
+        return text
+    return f"{text} ({cell['delta_teacher']:+.2f} ±{(ends[1] - ends[0]) / 2:.2f})"
+
+
+def _groups(scorecard: Mapping[str, Any]) -> list[str]:
+    """What the file that ships scores in each group of faces, where their labels tell groups."""
+    last = next((row for row in reversed(scorecard["rows"]) if row["tasks"]), None)
+    lines = []
+    for each in scorecard.get("subgroups", ()):
+        for gap in each["rows"]:
+            if last is not None and (gap["model"], gap["runtime"]) == (last["model"], last["runtime"]):
+                pairs = zip(each["groups"], gap["values"], strict=True)
+                told = [f"{group['name']} {value:.4g} ({group['n']})" for group, value in pairs if value is not None]
+                change = gap["gap_change_teacher"]
+                than = "" if change is None else f", {change:+.2g} on the teacher's"
+                gone = "" if gap["gap"] is None else f"; gap {gap['gap']:.2g}{than}"
+                lines.append(f"- {each['task']} ({each['metric']}) by {each['by']}: {', '.join(told)}{gone}")
+    if not lines:
+        return []
+    return ["", f"`{last['model'] if last else ''}` by group, with the number of faces:", "", *lines]

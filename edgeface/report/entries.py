@@ -9,11 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeface.errors import ModelError
+from edgeface.errors import MissingToolError, ModelError
 from edgeface.evaluate import Runner
 from edgeface.report.scorecard import DEVICE, FAKE_QUANT, FILE, STUDENT, TEACHER
 
 if TYPE_CHECKING:
+    from edgeface.specs import ModelSpec
     from targets.devices.device import Device
 
 # Suffix to the runtimes beside the first that an int8 file is tried on, where they are installed. Float files answer
@@ -102,31 +103,47 @@ def runtime_entries(bundle: Path) -> list[Entry]:
     return entries
 
 
-def device_entries(bundle: Path, device: Device) -> list[Entry]:
+def device_entries(bundle: Path, on: str, *, cpu: str | None = None) -> list[Entry]:
     """The .tflite files of a bundle as a device computes them. Their answers are never kept.
+
+    Args:
+        bundle: Its folder.
+        on: The device as typed after `--on`.
+        cpu: Which processor "arm64" imitates.
 
     Raises:
         ModelError: It is not a bundle.
+        UsageError: There is no such device.
     """
     from edgeface.config import from_plain
     from edgeface.files import read_json
     from edgeface.specs import ModelSpec
-    from targets.devices.job import DeviceRunner
+    from targets.devices import open_device
 
+    try:
+        device: Device | MissingToolError = open_device(on, cpu=cpu)
+    except MissingToolError as error:
+        device = error
     spec = from_plain(ModelSpec, read_json(bundle / "manifest.json")["model"], where=str(bundle))
     return [
         Entry(
             role=DEVICE,
             name=name,
-            open=partial(
-                DeviceRunner, device, bundle / name, spec=spec, precision=file["precision"], runtime="tflite-xnnpack"
-            ),
+            open=partial(_on_device, device, bundle / name, spec, file["precision"]),
             size_bytes=file["size_bytes"],
             batch=4096,  # a call of the runner is a whole job on the device
         )
         for name, file in _files(bundle).items()
         if name.endswith(".tflite")
     ]
+
+
+def _on_device(device: Device | MissingToolError, file: Path, spec: ModelSpec, precision: str) -> Runner:
+    from targets.devices.job import DeviceRunner
+
+    if isinstance(device, MissingToolError):
+        raise device
+    return DeviceRunner(device, file, spec=spec, precision=precision)
 
 
 def _file_entry(bundle: Path, name: str, file: dict[str, Any], *, runtime: str | None = None) -> Entry:

@@ -225,11 +225,13 @@ def _panel(card: Scorecard, printed: Mapping[str, list[Line]]) -> RenderableType
 
 
 def _left(row: Row) -> list[str]:
-    """A row's name and what is said of it, a line each."""
+    """A row's name and what is said of it, in lines that fit the first column."""
+    from textwrap import wrap
+
     name, how = heading(row)
     size = how[-1:] if row.size_bytes else ()
     words = " ".join(how[: len(how) - len(size)])
-    return [name, *([words] if words else []), *size]
+    return [line for text in (name, words, *size) for line in wrap(text, _LEFT)]
 
 
 def _wrapped(words: str) -> list[str]:

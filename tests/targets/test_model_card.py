@@ -142,6 +142,27 @@ def test_card_takes_its_figures_from_the_scorecard() -> None:
     assert "Not measured yet" in model_card(manifest_of("onnx"))
 
 
+def test_card_tells_groups_and_the_change_from_the_teacher() -> None:
+    scorecard = scorecard_of(nme=6.543)
+    row = scorecard["rows"][-1] if scorecard["rows"][-1]["tasks"] else scorecard["rows"][0]
+    row["tasks"]["landmarks5"] |= {"delta_teacher": 0.25, "interval_teacher": [0.1, 0.4]}
+    groups = [{"name": "dark", "n": 40}, {"name": "light", "n": 50}]
+    gap = {
+        "model": row["model"],
+        "runtime": row["runtime"],
+        "values": [7.0, 6.0],
+        "gap": 1.0,
+        "gap_change_teacher": 0.5,
+    }
+    scorecard["subgroups"] = [
+        {"task": "landmarks5", "by": "skin", "metric": "nme_percent", "groups": groups, "rows": [gap]}
+    ]
+    text = model_card(manifest_of("onnx"), scorecard)
+    assert "6.543 (+0.25 ±0.15)" in text
+    assert "- landmarks5 (nme_percent) by skin: dark 7 (40), light 6 (50); gap 1, +0.5 on the teacher's" in text
+    assert "by group" not in model_card(manifest_of("onnx"), scorecard_of(nme=6.543))
+
+
 def test_scorecard_written_later_changes_the_card_of_a_bundle(bundle_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(bundle_folder, tmp_path / "android"))
     before = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
