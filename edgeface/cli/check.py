@@ -100,19 +100,22 @@ def _rendered(found: Check) -> RenderableType:
 
     colours = {"PASS": "bold green", "FAIL": "bold red", "NOT_RUN": "bold yellow"}
     verdict = Text.assemble((found.outcome, colours[found.outcome]), f" {found.bundle} on {found.on}")
-    if not found.rows:
+    if not found.rows or found.absent:
         return Group(verdict, Text(found.reason))
     machine = [found.detail, str(found.machine.get("model", ""))]
     how = Text(f"{', '.join(word for word in machine if word)}: {found.source}", "dim")
     columns = ["file", "runtime", "outcome", "equal", "max LSB", "dB", "worst task", "ms"]
     grid = table(columns, [_cells(row) for row in found.rows])
     grid.columns[1].justify = "left"
+    tables: list[RenderableType] = [grid] if found.outcome != "NOT_RUN" else []
+    if found.main is not None and found.main.tasks:
+        tables.append(_scores(found.main, on=found.on))
     reasons: dict[tuple[str, str], list[str]] = {}
     for row in found.rows:
         if row.reason:
             reasons.setdefault((row.outcome, row.reason), []).append(f"{row.file} on {row.runtime}")
     notes = [
-        Text.assemble((f"{outcome} ", colours[outcome]), f"{', '.join(rows)}: {reason}")
+        Text.assemble((f"{outcome} ", colours[outcome]), f"{_named(rows, of=len(found.rows))}: {reason}")
         for (outcome, reason), rows in reasons.items()
     ]
     untimed = {row.latency_reason for row in found.rows if row.latency_reason and row.outcome == "PASS"}
@@ -120,23 +123,42 @@ def _rendered(found: Check) -> RenderableType:
     if found.bit_identical is not None:
         same = "the same to the bit" if found.bit_identical else "NOT the same to the bit"
         notes.append(Text(f"w8a8 answers there and here: {same}"))
-    return Group(verdict, how, grid, *notes)
+    return Group(verdict, how, *tables, *notes)
+
+
+def _named(rows: list[str], *, of: int) -> str:
+    return "all of them" if len(rows) == of > 1 else ", ".join(rows)
+
+
+def _scores(row: Row, *, on: str) -> RenderableType:
+    """Task metrics there beside those here, of the file that stands for the bundle."""
+    from edgeface.cli.console import table
+    from edgeface.metrics import main_metric
+    from edgeface.report.table import shown, title
+    from edgeface.tasks import TASKS
+
+    rows = []
+    for name, scores in row.tasks.items():
+        metric = main_metric(TASKS[name], scores.there)
+        here = shown(metric, None if scores.here is None else scores.here.get(metric))
+        rows.append([name, title(metric), shown(metric, scores.there.get(metric)), here, str(scores.there["n"])])
+    return table(["task", "metric", f"on {on}", "expected", "n"], rows, title=f"{row.file} on {row.runtime}")
 
 
 def _cells(row: Row) -> list[str]:
     judged = row.judgement
     if judged is None or not judged.outputs:
-        return [row.file, row.runtime, row.outcome, *["–"] * 5]
+        return [row.file, row.runtime, row.outcome, *["-"] * 5]
     return [
         row.file,
         row.runtime,
         row.outcome,
         # Floats that differ in their last digit are not equal, and not worth a figure.
-        f"{judged.equal:.3%}" if judged.max_lsb is not None or judged.bit_identical else "–",
-        "–" if judged.max_lsb is None else f"{judged.max_lsb:.3g}",
+        f"{judged.equal:.3%}" if judged.max_lsb is not None or judged.bit_identical else "-",
+        "-" if judged.max_lsb is None else f"{judged.max_lsb:.3g}",
         "same" if judged.bit_identical else f"{judged.sqnr_db:.1f}",
         _worst(row),
-        "–" if row.latency is None else f"{row.latency['median_ms']:.3f}",
+        "-" if row.latency is None else f"{row.latency['median_ms']:.3f}",
     ]
 
 
@@ -144,6 +166,6 @@ def _worst(row: Row) -> str:
     """The task that lost most against what is expected here, in the unit of budgets."""
     known = {name: scores.worse_by for name, scores in row.tasks.items() if scores.worse_by is not None}
     if not known:
-        return "–"
+        return "-"
     name = max(known, key=lambda task: known[task])
     return f"{name} {-known[name]:+.2f}" if known[name] >= 0.005 else "none lost"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +72,25 @@ def test_task_that_lost_nothing_is_not_named() -> None:
     text = printed(answer(row(worse=0.0)))
 
     assert "none lost" in text
-    assert "pose" not in text
+    assert "pose +" not in text
+    assert "pose -" not in text
+
+
+def test_metrics_there_stand_beside_those_expected() -> None:
+    scores = TaskScores(there={"accuracy": 0.25, "n": 4}, here={"accuracy": 0.5, "n": 4}, worse_by=25.0)
+
+    text = printed(answer(replace(row(), tasks={"gender": scores})))
+
+    assert re.search(r"gender\s+accuracy, %\s+25\.00\s+50\.00\s+4", text), text
+    assert "gender -25.00" in text
+
+
+def test_metric_without_a_value_is_a_dash() -> None:
+    scores = TaskScores(there={"n": 4}, here=None, worse_by=None)
+
+    text = printed(answer(replace(row(), tasks={"beauty_score": scores})))
+
+    assert re.search(r"beauty_score .* -\s+-\s+4", text), text
 
 
 def test_fail_says_why_and_that_bits_differ() -> None:
@@ -88,6 +108,8 @@ def test_one_reason_of_many_rows_is_printed_once() -> None:
 
     assert text.startswith("NOT_RUN")
     assert text.count("no cable") == 1
+    assert "all of them: no cable" in text
+    assert "max LSB" not in text
     assert "to the bit" not in text
 
 
