@@ -20,6 +20,7 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 FARS = (1e-1, 1e-2, 1e-3)
+_LARGEST_FOLD = 2000  # pictures that pairs are drawn from: two million pairs, more than any protocol asks for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,3 +244,48 @@ def score_pairs(embeddings: NDArray[Any], keys: Sequence[str], pairs: Pairs) -> 
         "verification_sd": verified.deviation,
         **{f"tar_at_far_{far:g}": tar_at_far(curve, far) for far in FARS if far * different >= 1.0},
     }
+
+
+def draw_pairs(
+    keys: Sequence[str], people: NDArray[np.int64], *, folds: int = 10, count: int = 300, seed: int = 0
+) -> Pairs:
+    """Pairs for a corpus that names its people but publishes no list: folds that share no person, as LFW's do not.
+
+    Args:
+        keys: N pictures.
+        people: (N,) person of each; below 0 where not known, and then it is in no pair.
+        folds: How many.
+        count: Pairs of each sort in a fold; fewer, but as many in each, where the pictures do not give as many.
+        seed: Decides who is in which fold and which pairs are drawn.
+
+    Raises:
+        DataError: The labels do not give a pair of each sort in each fold.
+    """
+    generator = np.random.default_rng(seed)
+    named = np.unique(people[people >= 0])
+    fold_of = dict(zip(generator.permutation(named).tolist(), (np.arange(len(named)) % folds).tolist(), strict=True))
+    fold = np.array([fold_of.get(int(person), -1) for person in people])
+    drawn: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+    for number in range(folds):
+        rows = generator.permutation(np.flatnonzero(fold == number))[:_LARGEST_FOLD]
+        first, second = np.triu_indices(len(rows), k=1)
+        alike = people[rows[first]] == people[rows[second]]
+        for sort in (alike, ~alike):
+            chosen = generator.permutation(np.flatnonzero(sort))[:count]
+            drawn.append((rows[first[chosen]], rows[second[chosen]]))
+    least = min(len(first) for first, _ in drawn)
+    if least == 0:
+        raise DataError(
+            f"{len(named)} people in {int((people >= 0).sum())} pictures",
+            expected=f"in each of {folds} folds two people, and one of them twice",
+            where="labels of task 'identity'",
+            do="Take more pictures, or a list of pairs",
+        )
+    first, second = (np.concatenate([pair[side][:least] for pair in drawn]) for side in (0, 1))
+    place = np.arange(len(first)) // least
+    return Pairs(
+        first=tuple(keys[row] for row in first.tolist()),
+        second=tuple(keys[row] for row in second.tolist()),
+        same=place % 2 == 0,
+        fold=place // 2,
+    )

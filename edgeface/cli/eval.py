@@ -35,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default="cpu", help="where checkpoints run; files run on the CPU"
     )
+    parser.add_argument(
+        "--pairs", metavar="FILE", help="identity: a list of pairs in LFW's format, or 'drawn': from identity labels"
+    )
     parser.add_argument("--strict", action="store_true", help="stop at the first sample that cannot be read")
 
 
@@ -66,7 +69,42 @@ def run(arguments: argparse.Namespace) -> Result:
     result = results[arguments.model]
     if arguments.teacher:
         result = replace(result, agreement=teacher_agreement(result, results[arguments.teacher]))
+    if arguments.pairs:
+        result = verified(result, pairs=arguments.pairs)
     return Result(payload=result.as_json(), text=render(result, teacher=arguments.teacher or ""))
+
+
+def verified(result: Evaluation, *, pairs: str) -> Evaluation:
+    """An evaluation with identity scored over pairs of its pictures.
+
+    Args:
+        pairs: A file in LFW's format, whose pictures are the source's keys, or "drawn" to draw pairs from its labels.
+
+    Raises:
+        UsageError: The model answers no identity, or the source has no labels to draw from.
+        DataError: The list cannot be used on this source.
+    """
+    from dataclasses import replace
+
+    from edgeface.errors import UsageError
+    from edgeface.verification import draw_pairs, read_pairs, score_pairs
+
+    if "identity" not in result.predictions or (pairs == "drawn" and "identity" not in result.labels):
+        raise UsageError(
+            f"{result.model!r} does not answer 'identity'"
+            if "identity" not in result.predictions
+            else f"{result.source!r} has no identity labels",
+            expected="a model with that output, and faces whose people are known",
+            where="--pairs",
+            do="Leave --pairs out",
+        )
+    listed = draw_pairs(result.keys, result.labels["identity"]) if pairs == "drawn" else read_pairs(Path(pairs))
+    scores = {"identity": score_pairs(result.predictions["identity"], result.keys, listed)}
+    return replace(
+        result,
+        tasks={**result.tasks, **scores},
+        absent={task: why for task, why in result.absent.items() if task != "identity"},
+    )
 
 
 def _pack(source: str, spec: ModelSpec, *, strict: bool) -> Pack:

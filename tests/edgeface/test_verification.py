@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from pathlib import Path
@@ -12,10 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgeface.errors import DataError
+from edgeface.cli.eval import verified
+from edgeface.errors import DataError, UsageError
+from edgeface.evaluate import Evaluation, decode
+from edgeface.specs import ModelSpec, output_spec
 from edgeface.verification import (
     Pairs,
     best_threshold,
+    draw_pairs,
     pair_scores,
     picture_key,
     read_pairs,
@@ -218,3 +223,65 @@ def test_a_rate_is_measured_only_where_one_false_accept_is_not_above_it() -> Non
 def test_pairs_of_one_sort_are_refused() -> None:
     with pytest.raises(DataError, match="2 same and 0 different"):
         roc(np.array([0.1, 0.2]), np.array([True, True]))
+
+
+def test_drawn_pairs_are_balanced_and_no_person_is_in_two_folds() -> None:
+    people = np.repeat(np.arange(60), 4)
+    people[::17] = -1
+    keys = [f"k{row}" for row in range(len(people))]
+    pairs = draw_pairs(keys, people, folds=5, count=30)
+    place = {key: row for row, key in enumerate(keys)}
+    first, second = (people[[place[key] for key in side]] for side in (pairs.first, pairs.second))
+    assert pairs.same.tolist() == (first == second).tolist()
+    assert min(first.min(), second.min()) >= 0
+    assert all((pairs.same[pairs.fold == fold].sum(), (pairs.fold == fold).sum()) == (30, 60) for fold in range(5))
+    seen = [{*first[pairs.fold == fold], *second[pairs.fold == fold]} for fold in range(5)]
+    assert all(not a & b for a, b in itertools.combinations(seen, 2))
+    assert len({frozenset(pair) for pair in zip(pairs.first, pairs.second, strict=True)}) == len(pairs.first)
+    again, other = draw_pairs(keys, people, folds=5, count=30), draw_pairs(keys, people, folds=5, count=30, seed=1)
+    assert again.first == pairs.first != other.first
+
+
+def test_too_few_people_to_draw_from_are_refused() -> None:
+    with pytest.raises(DataError, match="3 people in 6 pictures"):
+        draw_pairs(list("abcdef"), np.array([0, 0, 1, 1, 2, 2]))
+
+
+def evaluation(keys: tuple[str, ...], outputs: NDArray[np.float32], labels: NDArray[np.int64]) -> Evaluation:
+    spec = ModelSpec(name="edge_s", input_px=16, outputs=(output_spec("identity"),))
+    return Evaluation(
+        model="m",
+        spec=spec,
+        runtime="torch",
+        precision="fp32",
+        source="s",
+        licence="",
+        research_only=False,
+        keys=keys,
+        skipped={},
+        outputs={"identity": outputs},
+        predictions=decode(spec, {"identity": outputs}),
+        labels={"identity": labels},
+        tasks={"identity": {"n": len(keys)}},
+        absent={"identity": "verification needs a list of same and different pairs"},
+    )
+
+
+def test_eval_scores_identity_over_a_list_or_over_drawn_pairs(tmp_path: Path) -> None:
+    path = written(tmp_path, TWO_FOLDS)
+    listed = read_pairs(path)
+    keys = tuple(sorted({*listed.first, *listed.second}))
+    embeddings = np.random.default_rng(0).normal(size=(len(keys), 128)).astype(np.float32)
+    scored = verified(evaluation(keys, embeddings, np.arange(len(keys))), pairs=str(path))
+    assert scored.tasks["identity"] == score_pairs(scored.predictions["identity"], keys, listed)
+    assert scored.absent == {}
+    people = np.repeat(np.arange(30), 4)
+    names = tuple(map(str, range(120)))
+    faces = np.eye(128, dtype=np.float32)[people]
+    assert verified(evaluation(names, faces, people), pairs="drawn").tasks["identity"]["verification_accuracy"] == 1.0
+    wrong = verified(evaluation(names, faces[::-1] + faces, people), pairs="drawn")  # the twin: of two people each
+    assert wrong.tasks["identity"]["verification_accuracy"] < 1.0
+    silent = evaluation(names, faces, people)
+    silent = dataclasses.replace(silent, predictions={}, labels={})
+    with pytest.raises(UsageError, match="does not answer 'identity'"):
+        verified(silent, pairs="drawn")
