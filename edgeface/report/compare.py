@@ -134,7 +134,7 @@ def _row(entry: Entry, made: Measured, compared: _Compared, *, budget: Budget) -
         return Row(
             role=entry.role,
             model=entry.name,
-            runtime="",
+            runtime=entry.runtime,
             precision="",
             size_bytes=entry.size_bytes,
             outcome="NOT_RUN" if isinstance(made, str) else "FAIL",

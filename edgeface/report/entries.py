@@ -34,6 +34,7 @@ class Entry:
         digest: Of all that decides its answers but runtime, machine and pictures; "" when they must not be kept.
         batch: Pictures per call of the runner.
         optional: True for a row that is left out where its runtime is not installed.
+        runtime: What is to run it, said of a row that could not be run; "" when only the opened model tells.
     """
 
     role: str
@@ -43,6 +44,7 @@ class Entry:
     digest: str = ""
     batch: int = 64
     optional: bool = False
+    runtime: str = ""
 
 
 def stage_entries(run: Path) -> list[Entry]:
@@ -132,6 +134,7 @@ def device_entries(bundle: Path, on: str, *, cpu: str | None = None) -> list[Ent
             open=partial(_on_device, device, bundle / name, spec, file["precision"]),
             size_bytes=file["size_bytes"],
             batch=4096,  # a call of the runner is a whole job on the device
+            runtime=f"tflite-xnnpack on {on}",
         )
         for name, file in _files(bundle).items()
         if name.endswith(".tflite")

@@ -165,11 +165,20 @@ def render(card: Scorecard) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    notes = [Text(f"{row.model}: {row.reason}", _OUTCOME_STYLES[row.outcome]) for row in card.rows if row.reason]
+    notes = [Text(words, _OUTCOME_STYLES[outcome]) for words, outcome in reasons(card)]
     notes += [Text(_blamed(each), "yellow") for each in card.blame]
     notes += [Text(words, "dim") for words in _thresholds(card)]
     notes += [Text(f"skipped {count}: {reason}", "dim") for reason, count in card.skipped.items()]
     return Group(_Panels(card), *_gaps(card), *notes)
+
+
+def reasons(card: Scorecard) -> list[tuple[str, str]]:
+    """Why rows failed or did not run, each reason once with all the rows it holds for; and their outcome."""
+    models: dict[tuple[str, str], list[str]] = {}
+    for row in card.rows:
+        if row.reason:
+            models.setdefault((row.reason, row.outcome), []).append(row.model)
+    return [(f"{', '.join(names)}: {reason}", outcome) for (reason, outcome), names in models.items()]
 
 
 class _Panels:

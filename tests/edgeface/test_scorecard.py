@@ -29,7 +29,7 @@ from edgeface.report.scorecard import (
     from_json,
     read_scorecard,
 )
-from edgeface.report.table import as_markdown, lines, render, signed, with_interval
+from edgeface.report.table import as_markdown, heading, lines, render, signed, with_interval
 from edgeface.specs import BudgetSpec, ModelSpec, output_spec
 from edgeface.tasks import TASKS
 
@@ -392,6 +392,30 @@ def test_table_shows_every_task_and_colours_the_broken_one(monkeypatch: pytest.M
         assert text in plain
     assert re.search(r"\x1b\[1;31m *-1\.25 ±\d\.\d\d ✗", styled)
     assert not re.search(r"\x1b\[1;31m *-0\.50", styled)
+
+
+def test_table_keeps_within_the_terminal_and_shows_every_task_once() -> None:
+    from rich.console import Console
+
+    made = card(answered(wrong=45), "not here", "not here", budget={"gender": 1.0})
+    for width in (60, 100, 160):
+        console = Console(width=width, record=True, file=io.StringIO())
+        console.print(render(made))
+        text = console.export_text()
+        assert max(map(len, text.splitlines())) <= width
+        for words in ("landmarks5", "gender", "age", "-1.25 ±", "88.75", "5.00"):
+            assert words in text
+        assert text.count("budget 1") == 1
+        assert "file1, file2: not here" in text
+    assert text.count("mean error") == 2  # of landmarks5 and age: one panel in a wide terminal
+
+
+def test_where_the_teacher_was_run_is_said() -> None:
+    made = scorecard([(entry(TEACHER), replace(answered(), hardware="GPU: Board X")), (entry(STUDENT), answered())])
+    assert heading(made.rows[0])[1] == ("fp32", "torch (GPU: Board X)", "0.00 MB")
+    assert heading(made.rows[1])[1] == ("fp32", "torch", "0.00 MB")
+    assert "torch (GPU: Board X)" in as_markdown(made)
+    assert heading(card(answered()).rows[0])[1][1] == "torch (CPU)"
 
 
 def test_lines_have_a_text_per_row() -> None:
