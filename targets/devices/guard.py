@@ -128,10 +128,10 @@ class Link(Protocol):
 
 
 def words(text: bytes | str) -> str:
-    """The last three lines that a program said, on one line; "" when it was silent."""
+    """The last four lines that a program said, on one line; "" when it was silent."""
     plain = text.decode(errors="replace") if isinstance(text, bytes) else text
-    lines = ["".join(c for c in line if c.isprintable()).strip() for line in plain.splitlines()]
-    return " ".join(line for line in lines if line)[-600:] if len(lines) < 4 else words("\n".join(lines[-3:]))
+    lines = ["".join(letter for letter in line if letter.isprintable()).strip() for line in plain.splitlines()]
+    return " ".join([line for line in lines if line][-4:])[-600:]
 
 
 def after_colon(said: str) -> str:
@@ -226,14 +226,22 @@ class Guard:
             said, complained = printed.read().decode(errors="replace"), words(errors.read())
         if code == 0:
             return said, complained
-        if self._gone():
-            raise self._lost(doing, complained)
+        self.require(doing, complained)
         raise DeviceError(
             f"{doing} failed with exit status {code}{after_colon(complained)}{self._free()}",
             expected="a device with space and a working shell",
             where=self._link.where,
             do=_hint(self._link, complained, default="Mend what the device says, then try again"),
         )
+
+    def require(self, doing: str, complained: str = "") -> None:
+        """Make sure that the device is still there.
+
+        Raises:
+            DeviceError: The connection was lost while doing that.
+        """
+        if self._gone():
+            raise self._lost(doing, complained)
 
     def _free(self) -> str:
         """What space is left there now, in words: tar does not always say why it could not write."""

@@ -97,6 +97,8 @@ def _run_agent(guard: Guard, link: Link, agent: Sequence[str], *, folder: str, t
                 made.add(name)
             case _:
                 told(f"{link.where}: {line}")
+    if not ended:
+        guard.require("running the agent")  # adb's exit status is 0 even then
     if ended != "0" or RESULT not in made:
         raise DeviceError(
             f"the agent {_how_it_ended(ended)}{after_colon(complained)}",

@@ -118,7 +118,7 @@ class Ssh:
 
 
 class _Link:
-    """See remote.Link."""
+    """See guard.Link."""
 
     folders = ("/tmp", "/var/tmp", '"$HOME"')
     hints = _HINTS

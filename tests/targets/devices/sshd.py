@@ -16,6 +16,8 @@ import pytest
 from edgeface.errors import MissingToolError
 from targets.devices import debian
 
+from .far import processes, read_proc
+
 _START_S = 20.0
 
 
@@ -133,45 +135,14 @@ class Sshd:
         pytest.skip(f"no sshd: apt-get install openssh-server (the one here does not start: {reason[-300:]})")
 
 
-def left_behind(device: Path, *, within_s: float = 10.0) -> list[str]:
-    """What lies in a device's temporary folder, once it had time to clean up."""
-    deadline = time.monotonic() + within_s
-    while (found := sorted(path.name for path in device.iterdir())) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return found
-
-
-def running(word: str, *, within_s: float = 10.0) -> list[int]:
-    """Processes with this word in their command line, once they had time to end."""
-    deadline = time.monotonic() + within_s
-    while (found := [pid for pid in _processes() if word in _command(pid)]) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return found
-
-
-def _processes() -> list[int]:
-    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
-
-
-def _command(pid: int) -> str:
-    return _read(pid, "cmdline").replace("\0", " ")
-
-
 def _name(pid: int) -> str:
-    return _read(pid, "comm").strip()
-
-
-def _read(pid: int, what: str) -> str:
-    try:
-        return (Path("/proc") / str(pid) / what).read_text(errors="replace")
-    except OSError:
-        return ""
+    return read_proc(pid, "comm").strip()
 
 
 def _descendants(pid: int) -> list[int]:
     parents = {}
-    for process in _processes():
-        after_name = _read(process, "stat").rpartition(") ")[2].split()
+    for process in processes():
+        after_name = read_proc(process, "stat").rpartition(") ")[2].split()
         if after_name:
             parents[process] = int(after_name[1])
     found = [process for process, parent in parents.items() if parent == pid]

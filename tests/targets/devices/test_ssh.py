@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
-import io
 import json
 import os
 import shutil
 import subprocess
-import tarfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from edgeface.cli.main import main
 from edgeface.errors import DeviceError, MissingToolError, UsageError
-from targets.devices import guard, remote, runtime
-from targets.devices.ssh import CONFIG, Ssh
+from targets.devices import guard, remote
+from targets.devices.ssh import CONFIG, Ssh, _Link
 
-from .sshd import Sshd, find_sshd, left_behind, running
+from .far import ECHO, install_runtime, left_behind, running, stand_in, write_job
+from .sshd import Sshd, find_sshd
 
 Start = Callable[..., Sshd]
-
-# What stands for the agent where only the way there and back is looked at: $1 is the job.
-ECHO = 'cat "$1/pictures.npy" > "$1/0.npz" && echo "{}" > "$1/result.json" && echo "one file done"'
-SLOW = "sleep 4321 & wait"
-SILENT = str
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +29,11 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> str:
     if shutil.which("ssh") is None or shutil.which("ssh-keygen") is None:
         pytest.skip("no ssh client: apt-get install openssh-client")
     return find_sshd(tmp_path_factory.mktemp("openssh-server"))
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    return write_job(tmp_path / "job")
 
 
 @pytest.fixture
@@ -50,28 +49,6 @@ def start(program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     yield begin
     for server in servers:
         server.stop()
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> Path:
-    folder = tmp_path / "job"
-    folder.mkdir()
-    (folder / "pictures.npy").write_bytes(os.urandom(200_000))
-    (folder / "a b'c.tflite").write_bytes(b"a model")
-    ordered = {"files": [{"file": "a b'c.tflite"}], "pictures": "pictures.npy"}
-    (folder / "job.json").write_text(json.dumps(ordered), encoding="utf-8")
-    return folder
-
-
-def stand_in(patch: pytest.MonkeyPatch, folder: Path, script: str, *, runtime_bytes: int = 1000) -> None:
-    """Put a shell script in the place of the runtime and the agent."""
-    archive = folder / "runtime.tar.gz"
-    with archive.open("wb") as raw, gzip.open(raw, "wb") as stream, tarfile.open(fileobj=stream, mode="w") as tar:
-        entry = tarfile.TarInfo("filling")
-        entry.size = runtime_bytes
-        tar.addfile(entry, io.BytesIO(bytes(runtime_bytes)))
-    patch.setattr(runtime, "archive", lambda _: archive)
-    patch.setattr(runtime, "start", lambda *_: ["sh", "-c", script])
 
 
 def stub(server_folder: Path, name: str, script: str) -> str:
@@ -102,7 +79,7 @@ def test_every_file_of_the_job_arrives_as_it_was(
     start: Start, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(monkeypatch, tmp_path, 'cd "$1" && cat job.json pictures.npy *.tflite > 0.npz && echo > result.json')
-    Ssh(start().target).run(job, told=SILENT)
+    Ssh(start().target).run(job, told=print)
     sent = b"".join((job / name).read_bytes() for name in ("job.json", "pictures.npy", "a b'c.tflite"))
     assert (job / "0.npz").read_bytes() == sent
 
@@ -112,7 +89,7 @@ def test_only_files_of_the_job_are_fetched(
 ) -> None:
     stand_in(monkeypatch, tmp_path, f'{ECHO}; echo > "$1/job.json"; echo > "$1/1.npz"; echo > "$1/../up.npz"')
     before = (job / "job.json").read_bytes()
-    Ssh(start().target).run(job, told=SILENT)
+    Ssh(start().target).run(job, told=print)
     assert (job / "job.json").read_bytes() == before
     assert sorted(path.name for path in job.iterdir()) == [
         *("0.npz", "a b'c.tflite", "job.json", "pictures.npy", "result.json")
@@ -125,7 +102,7 @@ def test_a_guard_that_does_not_clean_up_is_noticed_twin(
     server = start()
     stand_in(monkeypatch, tmp_path, ECHO)
     monkeypatch.setattr(guard, "_GUARD", guard._GUARD.replace("trap clean EXIT", ""))
-    Ssh(server.target).run(job, told=SILENT)
+    Ssh(server.target).run(job, told=print)
     assert len(left_behind(server.device, within_s=0.5)) == 1
 
 
@@ -166,7 +143,7 @@ def _cut_while_running(server: Sshd, job: Path, folder: Path, patch: pytest.Monk
     cutter = threading.Thread(target=cut, daemon=True)
     cutter.start()
     try:
-        Ssh(server.target).run(job, told=SILENT)
+        Ssh(server.target).run(job, told=print)
     finally:
         started.touch()
         cutter.join()
@@ -193,7 +170,7 @@ def test_an_agent_that_does_not_end_is_ended(
     server = start()
     stand_in(monkeypatch, tmp_path, "exec sleep 60")
     with pytest.raises(DeviceError, match="running the agent was not done within 1 s"):
-        Ssh(server.target, limit_s=1.0).run(job, told=SILENT)
+        Ssh(server.target, limit_s=1.0).run(job, told=print)
     assert left_behind(server.device) == []
     assert running(f"{server.device}/edgeface-") == []
 
@@ -212,7 +189,7 @@ def test_an_agent_that_crashes_is_quoted(
     server = start()
     stand_in(monkeypatch, tmp_path, script)
     with pytest.raises(DeviceError, match=said):
-        Ssh(server.target).run(job, told=SILENT)
+        Ssh(server.target).run(job, told=print)
     assert left_behind(server.device) == []
 
 
@@ -220,14 +197,14 @@ def test_a_wrong_key_is_refused_with_what_to_do(start: Start, job: Path, monkeyp
     server = start()
     monkeypatch.setenv(CONFIG, str(server.write_config("stranger")))
     with pytest.raises(DeviceError, match=r"Permission denied .*ssh-copy-id"):
-        Ssh(server.target).run(job, told=SILENT)
+        Ssh(server.target).run(job, told=print)
 
 
 def test_an_unknown_host_key_is_never_accepted(start: Start, job: Path) -> None:
     server = start()
     (server.folder / "known").write_text("", encoding="utf-8")
     with pytest.raises(DeviceError, match=r"Host key verification failed.*Log in once by hand"):
-        Ssh(server.target).run(job, told=SILENT)
+        Ssh(server.target).run(job, told=print)
     assert (server.folder / "known").read_text(encoding="utf-8") == ""
 
 
@@ -235,20 +212,20 @@ def test_a_changed_host_key_is_named(start: Start, job: Path) -> None:
     server = start()
     server.trust(server.folder / "stranger.pub")
     with pytest.raises(DeviceError, match=r"has changed .*Find out why its key changed"):
-        Ssh(server.target).run(job, told=SILENT)
+        Ssh(server.target).run(job, told=print)
 
 
 def test_a_refused_connection_is_named(start: Start, job: Path) -> None:
     server = start()
     server.stop()
     with pytest.raises(DeviceError, match=r"Connection refused.*ssh server on that port"):
-        Ssh(server.target).run(job, told=SILENT)
+        Ssh(server.target).run(job, told=print)
 
 
 def test_an_unknown_host_is_named(start: Start, job: Path) -> None:
     start()
     with pytest.raises(DeviceError, match=r"Could not resolve hostname no-such-board.invalid"):
-        Ssh("no-such-board.invalid").run(job, told=SILENT)
+        Ssh("no-such-board.invalid").run(job, told=print)
 
 
 def test_too_little_space_is_refused_before_anything_is_pushed(
@@ -258,7 +235,7 @@ def test_too_little_space_is_refused_before_anything_is_pushed(
     stand_in(monkeypatch, tmp_path, ECHO)
     monkeypatch.setattr(remote, "_SLACK_BYTES", 2**58)
     with pytest.raises(DeviceError, match=r"no folder on the device .* has \d+ KB free.*Expected 274877906\d+ MB free"):
-        Ssh(server.target).run(job, told=SILENT)
+        Ssh(server.target).run(job, told=print)
     assert left_behind(server.device) == []
 
 
@@ -269,7 +246,7 @@ def test_a_disk_that_fills_up_on_the_way_is_named(
     monkeypatch.setattr(remote, "_SLACK_BYTES", -4_000_000)  # as if another program took the space in the meantime
     with disk_of_two_megabytes(start) as server:
         with pytest.raises(DeviceError, match=r"unpacking the runtime failed .*KB are free there now") as caught:
-            Ssh(server.target).run(job, told=SILENT)
+            Ssh(server.target).run(job, told=print)
         assert left_behind(server.device) == []
     assert "tar: " in str(caught.value)
 
@@ -296,7 +273,7 @@ def test_a_folder_that_allows_no_programs_is_passed_over(
     server = start(environment=(stub(tmp_path / "stubs", "chmod", ""),))
     stand_in(monkeypatch, tmp_path, ECHO)
     with pytest.raises(DeviceError, match="allows no programs"):
-        Ssh(server.target).run(job, told=SILENT)
+        Ssh(server.target).run(job, told=print)
     assert left_behind(server.device) == []
 
 
@@ -308,7 +285,7 @@ def test_a_machine_of_another_architecture_is_named(
     server = start(environment=(stub(tmp_path / "stubs", "uname", words),))
     stand_in(monkeypatch, tmp_path, ECHO)
     with pytest.raises(DeviceError, match=f"'Linux {machine}'.*aarch64 or x86_64"):
-        Ssh(server.target).run(job, told=SILENT)
+        Ssh(server.target).run(job, told=print)
     assert left_behind(server.device) == []
 
 
@@ -319,7 +296,7 @@ def test_a_board_asks_for_the_runtime_of_its_architecture(
     server = start(environment=(stub(tmp_path / "stubs", "uname", words),))
     monkeypatch.setenv("EDGEFACE_CACHE", str(tmp_path / "empty"))
     with pytest.raises(MissingToolError, match="edgeface doctor --install arm64"):
-        Ssh(server.target).run(job, told=SILENT)
+        Ssh(server.target).run(job, told=print)
     assert left_behind(server.device) == []
 
 
@@ -329,7 +306,7 @@ def test_a_login_shell_that_talks_is_named(
     server = start(lines=('ForceCommand echo Welcome aboard; eval "$SSH_ORIGINAL_COMMAND"',))
     stand_in(monkeypatch, tmp_path, ECHO)
     with pytest.raises(DeviceError, match="prints 'Welcome aboard' before any command"):
-        Ssh(server.target).run(job, told=SILENT)
+        Ssh(server.target).run(job, told=print)
     assert left_behind(server.device) == []
 
 
@@ -338,7 +315,7 @@ def test_a_server_that_allows_one_session_a_connection_will_do(
 ) -> None:
     server = start(lines=("MaxSessions 1",))
     stand_in(monkeypatch, tmp_path, ECHO)
-    Ssh(server.target).run(job, told=SILENT)
+    Ssh(server.target).run(job, told=print)
     assert (job / "result.json").exists()
     assert left_behind(server.device) == []
 
@@ -392,6 +369,43 @@ def test_without_a_client_the_package_is_named(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MissingToolError, match="apt-get install openssh-client"):
         Ssh("board")
+
+
+@pytest.mark.slow
+def test_a_bundle_passes_on_a_board_with_the_real_runtime(
+    start: Start, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = start()
+    install_runtime()
+    assert main(["check", str(bundle), "--on", f"ssh:{server.target}", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["outcome"], answer["bit_identical"], answer["emulated"]) == ("PASS", True, False)
+    assert answer["faces"] >= 64
+    assert answer["latency"]["median_ms"] > 0
+    assert left_behind(server.device) == []
+
+
+@pytest.mark.slow
+def test_a_board_whose_file_was_altered_on_the_way_fails_twin(
+    start: Start, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = start()
+    install_runtime()
+    push = _Link.push
+
+    def altered(link: _Link, local: Path, remote: str) -> guard.Command:
+        if remote.endswith("w8a8.tflite"):
+            content = bytearray(local.read_bytes())
+            content[len(content) // 2] ^= 1
+            local.write_bytes(content)
+        return push(link, local, remote)
+
+    monkeypatch.setattr(_Link, "push", altered)
+    assert main(["check", str(bundle), "--on", f"ssh:{server.target}", "--precision", "w8a8", "--json"]) == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["outcome"] == "FAIL"
+    assert "sha256" in answer["reason"]
+    assert left_behind(server.device) == []
 
 
 def test_nothing_is_pushed_by_a_guard_that_never_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
