@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgeface.metrics import lower_is_better
-from edgeface.report.scorecard import FILE, TEACHER, Blame, Cell, Ends, Gap, Row, Scorecard, Subgroups
+from edgeface.report.scorecard import FILE, STUDENT, TEACHER, Blame, Cell, Ends, Gap, Row, Scorecard, Subgroups
 from edgeface.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -72,6 +72,11 @@ def with_interval(value: float | None, ends: Ends | None) -> str:
     return signed(value) + ("" if ends is None else f" ±{(ends[1] - ends[0]) / 2:.2f}")
 
 
+def is_real(ends: Ends | None) -> bool:
+    """Whether an interval leaves 0 out: a change that other faces of the kind would show too."""
+    return ends is not None and not ends[0] <= 0.0 <= ends[1]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Line:
     """One printed line of a task: the same quantity for every model.
@@ -83,6 +88,7 @@ class Line:
         verdicts: One per row: True and False colour the text, None leaves it plain.
         main: Whether it is the first of its task.
         budget: Allowed worsening in the unit of `title`; "" without one.
+        real: One per row: whether the interval of a change leaves 0 out; () for what is no change.
     """
 
     key: str
@@ -91,6 +97,7 @@ class Line:
     verdicts: tuple[bool | None, ...]
     main: bool = False
     budget: str = ""
+    real: tuple[bool, ...] = ()
 
 
 def lines(card: Scorecard) -> dict[str, list[Line]]:
@@ -132,7 +139,9 @@ def _delta_lines(cells: Sequence[Cell | None], unit_words: str) -> Iterator[Line
         )
         told = "" if budget is None else f"{budget:g}"
         words = f"Δ {vs}, {unit_words}" + (f" (budget {told})" if told else "")
-        yield Line(key=f"delta_{vs}", title=words, texts=texts, verdicts=judged, budget=told)
+        yield Line(
+            key=f"delta_{vs}", title=words, texts=texts, verdicts=judged, budget=told, real=tuple(map(is_real, ends))
+        )
 
 
 def heading(row: Row) -> tuple[str, tuple[str, ...]]:
@@ -265,7 +274,8 @@ def _styled(task: Sequence[Line], key: str, index: int) -> Text:
     line = next((line for line in task if line.key == key), None)
     if line is None or line.texts[index] == "-":
         return Text("")
-    style = {True: "green", False: "bold red", None: "" if line.main else "dim"}[line.verdicts[index]]
+    plain = "" if line.main or (line.real and line.real[index]) else "dim"
+    style = {True: "green", False: "bold red", None: plain}[line.verdicts[index]]
     return Text(line.texts[index], style)
 
 
@@ -355,7 +365,7 @@ def as_markdown(card: Scorecard) -> str:
         f"{machine['cores']} cores, commit {conditions['commit'] or 'unknown'}.",
         versions + ".",
         "Δ is the change against teacher and fp32 student in points (relative % for years), ± half the width of its "
-        "95 % interval (paired bootstrap over faces, 1,000 resamples).",
+        "95 % interval (paired bootstrap over faces, 1,000 resamples); bold where that leaves 0 out.",
     ]
     parts += [_table(card, name, task) for name, task in printed.items()]
     parts += _markdown_thresholds(card)
@@ -378,7 +388,7 @@ def _where(row: Row) -> str:
 def _table(card: Scorecard, name: str, task: Sequence[Line]) -> str:
     heads = ["model", "runtime", *(line.title for line in task)]
     rows = [
-        [f"`{row.model}`", _where(row), *(line.texts[index] for line in task)]
+        [f"`{row.model}`", _where(row), *(_bold(line, index) for line in task)]
         if name in row.tasks or name in row.unlabelled
         else [f"`{row.model}`", row.runtime, f"NOT_RUN: {row.reason}", *[""] * (len(task) - 1)]
         for index, row in enumerate(card.rows)
@@ -386,10 +396,21 @@ def _table(card: Scorecard, name: str, task: Sequence[Line]) -> str:
     return f"## {name}\n\n{_rows(heads, rows, left=2)}"
 
 
+def _bold(line: Line, index: int) -> str:
+    return f"**{line.texts[index]}**" if line.real and line.real[index] else line.texts[index]
+
+
+def _told(card: Scorecard) -> list[Row]:
+    """The rows that stand for the others in long tables: teacher, fp32 student, what ships."""
+    rows = [row for row in card.rows if row.role in (TEACHER, STUDENT)]
+    main = main_row(card)
+    return rows if main is None or main in rows else [*rows, main]
+
+
 def _markdown_thresholds(card: Scorecard) -> list[str]:
     heads = ["model", "runtime", "task", "as shipped", "recalibrated", "threshold", "calibration error"]
     rows = []
-    for row in card.rows:
+    for row in _told(card):
         for name, cell in row.tasks.items():
             if cell.recalibrated is not None and cell.ece is not None:
                 figures = [shown(cell.metric, cell.value), shown(cell.metric, cell.recalibrated["value"])]
@@ -399,7 +420,8 @@ def _markdown_thresholds(card: Scorecard) -> list[str]:
         return []
     words = (
         "A threshold is chosen on one half of the faces (by person) and scored on the other, both ways; the one given "
-        "is chosen on all. Calibration error: mean distance between confidence and accuracy over ten bins, 0 to 1."
+        "is chosen on all. Calibration error: mean distance between confidence and accuracy over ten bins, 0 to 1. All "
+        "other rows are in the JSON."
     )
     return [f"## Thresholds of two-class tasks\n\n{words}\n\n{_rows(heads, rows, left=3)}"]
 
@@ -409,12 +431,15 @@ def _markdown_gaps(card: Scorecard) -> list[str]:
         return []
     words = (
         f"Best group minus worst, of groups of {card.subgroups[0]['minimum']} labelled faces or more, with a 95 % "
-        "interval (bootstrap inside each group), and its change from the teacher's."
+        "interval (bootstrap inside each group), and its change from the teacher's. All other rows are in the JSON."
     )
     heads = ["task", "by", "model", "runtime", "groups", "gap", "95 %", "Δ teacher"]
     rows = []
+    told = {(row.model, row.runtime) for row in _told(card)}
     for each in card.subgroups:
         for gap in each["rows"]:
+            if (gap["model"], gap["runtime"]) not in told:
+                continue
             metric = each["metric"]
             values = [
                 f"{group['name']} {shown(metric, value)} ({group['n']})"

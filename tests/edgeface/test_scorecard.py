@@ -29,7 +29,7 @@ from edgeface.report.scorecard import (
     from_json,
     read_scorecard,
 )
-from edgeface.report.table import as_markdown, heading, lines, render, signed, with_interval
+from edgeface.report.table import as_markdown, heading, is_real, lines, render, signed, with_interval
 from edgeface.specs import BudgetSpec, ModelSpec, output_spec
 from edgeface.tasks import TASKS
 
@@ -408,6 +408,18 @@ def test_table_keeps_within_the_terminal_and_shows_every_task_once() -> None:
         assert text.count("budget 1") == 1
         assert "file1, file2: not here" in text
     assert text.count("mean error") == 2  # of landmarks5 and age: one panel in a wide terminal
+
+
+def test_a_change_that_may_be_chance_is_not_bold() -> None:
+    made = card(answered(shift=0.0201, wrong=60), answered(shift=0.02, wrong=41))
+    deltas = next(line for line in lines(made)["gender"] if line.key == "delta_student")
+    assert deltas.real == (False, False, False, True, False)
+    text = as_markdown(made)
+    assert f"| **{deltas.texts[3]}** |" in text
+    assert f"| {deltas.texts[4]} |" in text
+    assert is_real((-1.0, -0.1))
+    assert not is_real((-1.0, 0.0))
+    assert not is_real(None)
 
 
 def test_where_the_teacher_was_run_is_said() -> None:
