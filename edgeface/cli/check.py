@@ -11,7 +11,8 @@ from edgeface.cli.result import Result
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from targets.devices.check import Check, Faces, Row, Shipped
+    from targets.devices.answer import Check, Row
+    from targets.devices.shipped import Faces, Shipped
 
 EXIT_CODES = {"PASS": 0, "FAIL": 1, "NOT_RUN": 3}
 
@@ -47,7 +48,9 @@ def run(arguments: argparse.Namespace) -> Result:
     from edgeface.cli.console import note
     from edgeface.errors import MissingToolError, UsageError
     from targets.devices import open_device
-    from targets.devices.check import check, not_run, open_bundle
+    from targets.devices.answer import not_run
+    from targets.devices.check import check
+    from targets.devices.shipped import open_bundle
 
     if arguments.threads < 1:
         raise UsageError(f"{arguments.threads} threads", expected="1 or more", where="--threads")
@@ -79,7 +82,7 @@ def _write(path: Path, found: Check) -> None:
 def _faces(shipped: Shipped, source: str, n: int) -> Faces:
     from edgeface.cli.console import progress
     from edgeface.data.sources import data_root
-    from targets.devices.check import choose_faces
+    from targets.devices.shipped import choose_faces
 
     with progress() as bar:
         task = bar.add_task(f"faces {source}".strip(), total=None, note="")

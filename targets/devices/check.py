@@ -11,336 +11,32 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edgeface.config import from_plain
-from edgeface.errors import BudgetError, ConfigError, MissingToolError, ModelError, UnsupportedError, UsageError
-from edgeface.evaluate import Outputs, decode, evaluation_pack
-from edgeface.metrics import Scores, main_metric, score, worsening
+from edgeface.errors import BudgetError, MissingToolError, UnsupportedError
+from edgeface.evaluate import Outputs, decode
+from edgeface.metrics import main_metric, score, worsening
 from edgeface.provenance import versions
 from edgeface.specs import ModelSpec
 from edgeface.tasks import TASKS
-from targets import artifacts
-from targets.bundle import grids_of, judge_golden, read_bundle, read_golden
+from targets.bundle import grids_of, judge_golden
 from targets.devices import agent
+from targets.devices.answer import FAIL, NOT_RUN, PASS, Check, Row, TaskScores
 from targets.devices.device import AGENT_RUNTIMES, Device
 from targets.devices.host import Host
 from targets.devices.job import Report, dequantize, run_job, subject
 from targets.devices.macos import Macos
-from targets.judge import Codes, Judgement, answers_of, judge, must_be_identical
+from targets.devices.shipped import Faces, Shipped
+from targets.judge import Codes, answers_of, judge, must_be_identical
 from targets.protocol import Grids, TimedRunner
 from targets.runners import FORMATS, open_file
 
-PASS, FAIL, NOT_RUN = "PASS", "FAIL", "NOT_RUN"
-FACES = 64
 TIMED_RUNS = 200
 WARM_UP = 10
 
 # They compute what a package says; how long they take says nothing about Core ML.
 _IMITATIONS = ("mil", "mil-fp16")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shipped:
-    """A bundle, read and known to be what was built.
-
-    Attributes:
-        folder: Where it lies.
-        manifest: Its manifest.
-        golden: Golden faces and the answers it was shipped with.
-        spec: Its input and outputs.
-        files: The files to check.
-    """
-
-    folder: Path
-    manifest: Mapping[str, Any]
-    golden: Codes
-    spec: ModelSpec
-    files: tuple[Path, ...]
-
-    def entry(self, file: Path) -> Mapping[str, Any]:
-        entry: Mapping[str, Any] = self.manifest["files"][file.name]
-        return entry
-
-    def precision(self, file: Path) -> str:
-        return str(self.entry(file)["precision"])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Faces:
-    """What is run.
-
-    Attributes:
-        images: (N, H, W, 3) RGB, the golden faces first.
-        golden: How many golden faces.
-        first: The first face that has labels; those before have none.
-        labels: Task name to labels of the faces from `first` on.
-        source: Where they come from.
-    """
-
-    images: NDArray[np.uint8]
-    golden: int
-    first: int
-    labels: Mapping[str, NDArray[Any]]
-    source: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskScores:
-    """One task on the device and here.
-
-    Attributes:
-        there: Metrics of the device's answers.
-        here: Metrics of the expected answers; None when nothing else was computed here.
-        worse_by: How much worse the main metric is there: points, or relative percent for errors in units of their own;
-            negative is better, None when it cannot be said.
-    """
-
-    there: Scores
-    here: Scores | None
-    worse_by: float | None
-
-    def as_json(self) -> dict[str, object]:
-        return {**self.there, "here": self.here, "worse_by": self.worse_by}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One file by one runtime.
-
-    Attributes:
-        file: Its name.
-        precision: Its precision.
-        runtime: What ran it, or would have.
-        outcome: PASS, FAIL or NOT_RUN.
-        reason: Why not PASS; "" for a pass.
-        own: Whether it is the runtime that the file was built with.
-        identical: Whether its answers may not differ by a bit.
-        reference: What `here` is: the runtime that computed what is expected, on this machine.
-        here: Against the reference, all faces; None when nothing else runs it here.
-        golden: Against the answers it was shipped with, golden faces.
-        tasks: Task name to its scores.
-        latency: median_ms, p90_ms, p99_ms, runs and load_ms of one picture; None when it was not measured.
-        latency_reason: Why not; "" when it was.
-    """
-
-    file: str
-    precision: str
-    runtime: str
-    outcome: str
-    reason: str = ""
-    own: bool = False
-    identical: bool = False
-    reference: str = ""
-    here: Judgement | None = None
-    golden: Judgement | None = None
-    tasks: Mapping[str, TaskScores]
-    latency: Mapping[str, float] | None = None
-    latency_reason: str = ""
-
-    @property
-    def judgement(self) -> Judgement | None:
-        """Over the most faces there are."""
-        return self.here or self.golden
-
-    @property
-    def bit_identical(self) -> bool | None:
-        """None when it did not answer."""
-        judged = [each for each in (self.here, self.golden) if each is not None and each.outputs]
-        if self.here is not None and not self.own:  # what it was shipped with comes from other kernels
-            judged = [self.here]
-        return all(each.bit_identical for each in judged) if judged else None
-
-    def as_json(self) -> dict[str, object]:
-        found = self.judgement
-        measured = found is not None and bool(found.outputs)
-        return {
-            "file": self.file,
-            "precision": self.precision,
-            "runtime": self.runtime,
-            "outcome": self.outcome,
-            "reason": self.reason,
-            "reference": self.reference,
-            "must_be_identical": self.identical,
-            "bit_identical": self.bit_identical,
-            "equal": found.equal if measured and found else None,
-            "max_lsb": found.max_lsb if measured and found else None,
-            "sqnr_db": found.sqnr_db if measured and found else None,
-            "outputs": {} if found is None else {name: vars(output) for name, output in found.outputs.items()},
-            "golden": None
-            if self.golden is None
-            else {name: vars(output) for name, output in self.golden.outputs.items()},
-            "tasks": {name: scores.as_json() for name, scores in self.tasks.items()},
-            "latency": self.latency,
-            "latency_reason": self.latency_reason,
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """The answer of `edgeface check`.
-
-    Attributes:
-        on: As typed after `--on`.
-        bundle: The bundle as named.
-        rows: One for each file and runtime.
-        faces: How many were run.
-        source: Where they come from.
-        emulated: Whether the device imitates its processor.
-        detail: What the device is.
-        machine: What it says of itself; {} when it never answered.
-        versions: Of what computed there.
-        fault: Why the whole of what it sent is not believed; "".
-        absent: Why nothing was run at all; "".
-    """
-
-    on: str
-    bundle: str
-    rows: tuple[Row, ...] = ()
-    faces: int = 0
-    source: str = ""
-    emulated: bool = False
-    detail: str = ""
-    machine: Mapping[str, Any]
-    versions: Mapping[str, Any]
-    fault: str = ""
-    absent: str = ""
-
-    @property
-    def outcome(self) -> str:
-        if self.fault or any(row.outcome == FAIL for row in self.rows):
-            return FAIL
-        return PASS if any(row.outcome == PASS for row in self.rows) else NOT_RUN
-
-    @property
-    def reason(self) -> str:
-        """What failed; or else what was not run, a pass of others notwithstanding."""
-        if self.fault or self.absent:
-            return self.fault or self.absent
-        failed = [row for row in self.rows if row.outcome == FAIL]
-        left = failed or [row for row in self.rows if row.outcome == NOT_RUN]
-        words = "" if failed else "not run: "
-        return words + "; ".join(f"{row.file} on {row.runtime}: {row.reason}" for row in left) if left else ""
-
-    @property
-    def bit_identical(self) -> bool | None:
-        """Of the w8a8 files by the runtime they were built with; None when none of those ran."""
-        own = [row for row in self.rows if row.own and row.precision == "w8a8"]
-        found = [row.bit_identical for row in own if row.outcome != NOT_RUN]
-        return all(each is True for each in found) if found else None
-
-    @property
-    def main(self) -> Row | None:
-        """The row that stands for the bundle: w8a8 by its own runtime where there is one."""
-        ran = [row for row in self.rows if row.outcome != NOT_RUN]
-        return next((row for row in ran if row.precision == "w8a8"), ran[0] if ran else None)
-
-    def as_json(self) -> dict[str, object]:
-        """The `check` object of the command line's JSON contract."""
-        main = self.main
-        return {
-            "schema": 1,
-            "on": self.on,
-            "bundle": self.bundle,
-            "outcome": self.outcome,
-            "reason": self.reason,
-            "bit_identical": self.bit_identical,
-            "tasks": {} if main is None else {name: scores.as_json() for name, scores in main.tasks.items()},
-            "latency": None if main is None else main.latency,
-            "latency_reason": "nothing was run" if main is None else main.latency_reason,
-            "faces": self.faces,
-            "data": self.source,
-            "device": {"detail": self.detail, **self.machine},
-            "versions": dict(self.versions),
-            "emulated": self.emulated,
-            "files": [row.as_json() for row in self.rows],
-        }
-
-
-def open_bundle(folder: Path, *, precisions: Sequence[str] = ()) -> Shipped:
-    """A bundle to check, its files compared with their digests.
-
-    Args:
-        folder: The bundle.
-        precisions: Which files; () takes all.
-
-    Raises:
-        ModelError: It is no bundle, or damaged.
-        UsageError: It has no file of such a precision.
-    """
-    manifest, golden = read_bundle(folder), read_golden(folder)
-    entries: Mapping[str, Mapping[str, Any]] = manifest["files"]
-    held = {str(entry["precision"]) for entry in entries.values()}
-    for precision in precisions:
-        if precision not in held:
-            raise UsageError(
-                f"{precision!r}",
-                expected=f"some of {', '.join(sorted(map(repr, held)))}, which {folder} holds",
-                where="--precision",
-                do="Name one of them, or leave it out for all",
-            )
-    files = []
-    for name, entry in entries.items():
-        if not precisions or entry["precision"] in precisions:
-            artifacts.check(folder / name, entry)
-            files.append(folder / name)
-    try:
-        spec = from_plain(ModelSpec, manifest["model"], where=str(folder))
-    except (ConfigError, KeyError) as error:
-        raise ModelError(f"a model spec that is not valid ({error})", where=str(folder)) from error
-    return Shipped(folder=folder, manifest=manifest, golden=golden, spec=spec, files=tuple(files))
-
-
-def choose_faces(
-    shipped: Shipped,
-    *,
-    source: str = "",
-    n: int = FACES,
-    root: Path,
-    progress: Callable[[int, int], None] | None = None,
-) -> Faces:
-    """The golden faces, and more.
-
-    Args:
-        shipped: The bundle.
-        source: A corpus to take `n` faces of, evenly spread over it; "" draws faces until there are `n`.
-        n: How many.
-        root: Folder that holds the corpora.
-        progress: Called with the number of faces cut and their total, when they are not in the cache.
-
-    Raises:
-        UsageError: `n` is below 1.
-        DataError: The source cannot be read.
-    """
-    if n < 1:
-        raise UsageError(f"{n} faces", expected="1 or more", where="--n")
-    golden = shipped.golden["images"]
-    if source:
-        pack = evaluation_pack(source, shipped.spec, root=root, progress=progress)
-        rows = np.unique(np.linspace(0, len(pack) - 1, min(n, len(pack))).round().astype(np.int64))
-        first, images = len(golden), pack.images[rows]
-        words = f"{len(golden)} golden faces and {len(rows)} of the {len(pack)} of {source}"
-    else:
-        pack = evaluation_pack(f"synthetic:{max(n, len(golden))}@test", shipped.spec, root=root, progress=progress)
-        first = 0 if _same_drawing(pack.images[: len(golden)], golden) else len(golden)
-        rows, images = np.arange(first, len(pack)), pack.images[len(golden) :]
-        words = f"{len(golden)} golden faces and {len(images)} more drawn ones"
-    return Faces(
-        images=np.concatenate([golden, images]),
-        golden=len(golden),
-        first=first,
-        labels={name: labels[rows] for name, labels in pack.labels.items()},
-        source=words,
-    )
-
-
-def _same_drawing(now: NDArray[np.uint8], then: NDArray[np.uint8]) -> bool:
-    """False for a bundle built when faces were drawn otherwise: what their labels were is not known."""
-    # The last digit of a sum depends on how many threads share it, and so does a pixel now and then.
-    return now.shape == then.shape and int(np.abs(now.astype(np.int16) - then).max()) <= 1
 
 
 def check(
@@ -401,11 +97,6 @@ def check(
         fault=fault,
         absent=next((answered[each].absent for each in sent), "") if report is None and not fault else "",
     )
-
-
-def not_run(bundle: Path, *, on: str, reason: str) -> Check:
-    """The answer when there is no such device."""
-    return Check(on=on, bundle=str(bundle), machine={}, versions={}, absent=reason)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import pytest
 from edgeface.cli import check as verb
 from edgeface.cli.check import EXIT_CODES
 from edgeface.cli.main import VERBS
-from targets.devices.check import Check, Row, TaskScores, not_run
+from targets.devices.answer import Check, Row, TaskScores, not_run
 from targets.judge import Judgement, judge
 
 CODES = {"gender": np.arange(8, dtype=np.int8).reshape(4, 2)}

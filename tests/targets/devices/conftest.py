@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from targets.build import build
-from targets.devices.check import Faces, Shipped, choose_faces, open_bundle
 from targets.devices.host import Host
+from targets.devices.shipped import Faces, Shipped, choose_faces, open_bundle
 
 FILES = {"w8a8": "edge_s.w8a8.tflite", "fp32": "edge_s.fp32.tflite"}
 

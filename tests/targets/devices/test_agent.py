@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from edgeface.files import sha256_file
-from targets.devices.check import Faces, Shipped
 from targets.devices.device import AGENT
 from targets.devices.job import subject
+from targets.devices.shipped import Faces, Shipped
 from targets.runners import open_model
 
 from .conftest import FILES

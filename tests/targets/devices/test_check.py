@@ -22,8 +22,10 @@ from edgeface.files import sha256_file
 from targets import devices
 from targets.devices import job as jobs
 from targets.devices import open_device
-from targets.devices.check import Check, Faces, Shipped, check, choose_faces, open_bundle
+from targets.devices.answer import Check
+from targets.devices.check import check
 from targets.devices.job import DeviceRunner
+from targets.devices.shipped import Faces, Shipped, choose_faces, open_bundle
 from targets.judge import judge, must_be_identical
 from targets.runners import open_model
 

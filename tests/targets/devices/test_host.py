@@ -11,8 +11,9 @@ from edgeface.errors import DeviceError, MissingToolError
 from targets import runners
 from targets.build import build
 from targets.devices import host, open_device
-from targets.devices.check import Faces, Shipped, check, choose_faces, open_bundle
+from targets.devices.check import check
 from targets.devices.host import Host
+from targets.devices.shipped import Faces, Shipped, choose_faces, open_bundle
 
 
 def test_every_runtime_of_the_format_has_its_row(shipped: Shipped, faces: Faces) -> None:

@@ -14,8 +14,9 @@ from edgeface.errors import MissingToolError, UnsupportedError
 from targets import runners
 from targets.build import build
 from targets.devices import open_device
-from targets.devices.check import Faces, Shipped, check, choose_faces, open_bundle
+from targets.devices.check import check
 from targets.devices.macos import Macos
+from targets.devices.shipped import Faces, Shipped, choose_faces, open_bundle
 
 
 @pytest.fixture
