@@ -24,6 +24,7 @@ coreml               the same; targets/coreml.py lays its files out so. add: eac
                      float32, ties to even
 tflite-builtin-ref   fixed-point M of 31 bits; conv2d, mean and add round twice, ties away from zero; linear once, up
 tflite-builtin       the same, but conv2d and linear round twice, ties up (as on x86)
+tflite-builtin-arm64 the same, but conv2d and linear round once, ties up, unless they give one vector of 4 or more
 
 Measured: xnnpack and the two builtin rules equal LiteRT's files bit for bit in every operation, and openvino those of
 OpenVINO, on x86 with AVX-512.
