@@ -42,7 +42,7 @@ COLOURS: dict[str, tuple[str, str]] = {
 }
 SERIES = ("blue", "vermilion", "green", "purple", "ochre", "sky")
 DASHES = ("-", "-", (0, (6, 2)), (0, (2, 2)), (0, (7, 2, 2, 2)), (0, (1, 2)))
-WIDTH = 360  # CSS pixels: what a phone of 390 px leaves between the page's margins
+WIDTH = 358  # CSS pixels: what a phone of 390 px leaves between the page's margins
 TEXT = 11
 _LEGEND_ROW = 17
 _LETTER = 6.4  # pixels a letter of TEXT takes at most, in the widest of the usual fonts
@@ -258,7 +258,7 @@ def confusion(
                 if table[y, x] == 0:
                     main.set(color=light("soft"), weight="normal")
                 if few:
-                    axes.text(x, y + 0.2, f"{table[y, x]:,.0f}", ha="center", va="center", color=light("soft"))
+                    axes.text(x, y + 0.2, f"{table[y, x]:,.0f}", ha="center", va="center")
         axes.set_xlim(-0.5, size - 0.5)
         axes.set_ylim(size - 0.5, -0.5)
         axes.grid(False)
