@@ -178,7 +178,7 @@ class Check:
             "latency_reason": "nothing was run" if main is None else main.latency_reason,
             "faces": self.faces,
             "data": self.source,
-            "device": {"detail": self.detail, **self.machine},
+            "device": {**self.machine, "detail": self.detail},
             "versions": dict(self.versions),
             "emulated": self.emulated,
             "files": [row.as_json() for row in self.rows],

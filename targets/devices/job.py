@@ -244,7 +244,7 @@ def _answers(folder: Path, entry: object, wanted: Subject, *, count: int, names:
             raise _UntrueError(f"its entry is {str(entry)[:40]!r}, not an object")
         _same_file(entry, wanted, names=names)
         if entry.get("error"):
-            raise _UntrueError(f"it could not be run there: {str(entry['error'])[:500]}")
+            raise _UntrueError(f"it could not be run there: {_words(entry['error'], limit=500)}")
         _same_slots(entry, wanted)
         outputs = _read_outputs(folder, entry, wanted, count=count)
         return Answers(outputs=outputs, latency=_latency(entry.get("latency")), fault="")
@@ -258,12 +258,12 @@ class _UntrueError(Exception):
 
 def _same_file(entry: Mapping[str, Any], wanted: Subject, *, names: Mapping[str, str]) -> None:
     if (entry.get("file"), entry.get("runtime")) != (wanted.path.name, wanted.runtime):
-        raise _UntrueError(f"in its place stands {str(entry.get('file'))[:80]!r} on {str(entry.get('runtime'))[:40]!r}")
+        raise _UntrueError(f"in its place stands {_words(entry.get('file'))!r} on {_words(entry.get('runtime'))!r}")
     digest = entry.get("sha256")
     if digest != wanted.sha256 and not (entry.get("error") and not digest):
         whose = names.get(str(digest), "a file that was not sent")
         raise _UntrueError(
-            f"the device loaded another model: sha256 {str(digest)[:12]}… ({whose}), not {wanted.sha256[:12]}…"
+            f"the device loaded another model: sha256 {_words(digest, limit=12)}… ({whose}), not {wanted.sha256[:12]}…"
         )
 
 
@@ -355,11 +355,20 @@ def _plain(told: object) -> dict[str, Any]:
     """What a device says of itself, as far as it is text, numbers and lists of text."""
     if not isinstance(told, dict):
         return {}
-    return {
-        str(key): [str(item)[:100] for item in value] if isinstance(value, list) else value
-        for key, value in list(told.items())[:20]
-        if isinstance(value, str | int | float | list)
-    }
+    found: dict[str, Any] = {}
+    for key, value in list(told.items())[:20]:
+        if isinstance(value, str):
+            found[_words(key)] = _words(value)
+        elif isinstance(value, list):
+            found[_words(key)] = [_words(item) for item in value[:40]]
+        elif isinstance(value, int | float):
+            found[_words(key)] = value
+    return found
+
+
+def _words(told: object, *, limit: int = 100) -> str:
+    """Text of a device, fit for a terminal: cut, and without what would move its cursor."""
+    return "".join(letter if letter.isprintable() else " " for letter in str(told)[:limit])
 
 
 class DeviceRunner:

@@ -16,7 +16,8 @@ from edgeface.evaluate import evaluation_pack
 from edgeface.specs import ModelSpec
 from targets import artifacts
 from targets.bundle import read_bundle, read_golden
-from targets.judge import Codes
+from targets.judge import FLOORS_DB, Codes
+from targets.runners import FORMATS, MANIFEST
 
 FACES = 64
 
@@ -78,7 +79,7 @@ def open_bundle(folder: Path, *, precisions: Sequence[str] = ()) -> Shipped:
         UsageError: It has no file of such a precision.
     """
     manifest, golden = read_bundle(folder), read_golden(folder)
-    entries: Mapping[str, Mapping[str, Any]] = manifest["files"]
+    entries = _entries(manifest, folder)
     held = {str(entry["precision"]) for entry in entries.values()}
     for precision in precisions:
         if precision not in held:
@@ -98,6 +99,28 @@ def open_bundle(folder: Path, *, precisions: Sequence[str] = ()) -> Shipped:
     except (ConfigError, KeyError) as error:
         raise ModelError(f"a model spec that is not valid ({error})", where=str(folder)) from error
     return Shipped(folder=folder, manifest=manifest, golden=golden, spec=spec, files=tuple(files))
+
+
+def _entries(manifest: Mapping[str, Any], folder: Path) -> Mapping[str, Mapping[str, Any]]:
+    """The files of a manifest, each with all that a check reads of it."""
+    wanted = {"precision", "sha256", "grids", "golden_runtime", "float_layers"}
+    entries = manifest.get("files")
+    if not isinstance(entries, dict) or not entries or not isinstance(manifest.get("outputs"), list):
+        raise ModelError("a manifest without files or outputs", where=str(folder), do="Build the bundle again")
+    for name, entry in entries.items():
+        missing = sorted(wanted - entry.keys()) if isinstance(entry, dict) else sorted(wanted)
+        if missing or Path(name).name != name or Path(name).suffix not in FORMATS:
+            raise ModelError(
+                f"{name!r} without {', '.join(missing)}" if missing else f"a file {name!r}",
+                expected=f"one of {', '.join(FORMATS)} in the bundle, with its precision, grids and golden runtime",
+                where=str(folder / MANIFEST),
+                do="Build the bundle again",
+            )
+        if entry["precision"] not in FLOORS_DB:
+            raise ModelError(
+                f"precision {entry['precision']!r}", expected=f"one of {', '.join(FLOORS_DB)}", where=f"{folder / name}"
+            )
+    return entries
 
 
 def choose_faces(

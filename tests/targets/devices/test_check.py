@@ -387,6 +387,20 @@ def _nothing_left_outside() -> Iterator[None]:
     (Path(tempfile.gettempdir()) / "edgeface-test-outside.npz").unlink(missing_ok=True)
 
 
+def test_device_cannot_write_on_the_terminal(shipped: Shipped, faces: Faces) -> None:
+    def escape(result: Result, arrays: Arrays) -> None:
+        result["machine"] = {"model": "\x1b[2Jboard" + "!" * 1000, "detail": "me", "features": ["\x07"], "deep": {}}
+        result["files"][0]["error"] = "\x1b[31mno"
+
+    found = checked(shipped, faces, edited(escape))
+
+    assert "\x1b" not in json.dumps(found.as_json(), default=float)
+    assert "\\u001b" not in json.dumps(found.as_json(), default=float)
+    assert (len(found.machine["model"]), found.machine["features"]) == (100, [" "])
+    assert found.as_json()["device"]["detail"] == "a stand-in"  # type: ignore[index]
+    assert "could not be run there:  [31mno" in found.reason
+
+
 def test_job_folder_is_gone_afterwards(shipped: Shipped, faces: Faces) -> None:
     seen: list[Path] = []
 
@@ -481,6 +495,31 @@ def test_damaged_bundle_is_a_model_error(bundle: Path, tmp_path: Path) -> None:
     assert open_bundle(copy, precisions=("fp32",)).files == (copy / FILES["fp32"],)
     with pytest.raises(UsageError, match="'p6'"):
         open_bundle(copy, precisions=("p6",))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest.pop("files"),
+        lambda manifest: manifest.pop("outputs"),
+        lambda manifest: manifest["files"].update({"x.tflite": 7}),
+        lambda manifest: manifest["files"].update({"../x.tflite": manifest["files"][FILES["w8a8"]]}),
+        lambda manifest: manifest["files"].update({"x.bin": manifest["files"][FILES["w8a8"]]}),
+        lambda manifest: manifest["files"][FILES["w8a8"]].pop("grids"),
+        lambda manifest: manifest["files"][FILES["w8a8"]].update(precision="w4"),
+        lambda manifest: manifest["model"].pop("outputs"),
+    ],
+)
+def test_manifest_that_says_too_little_is_a_model_error(
+    change: Callable[[dict[str, Any]], object], bundle: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    manifest = json.loads((copy / "manifest.json").read_text(encoding="utf-8"))
+    change(manifest)
+    (copy / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+    with pytest.raises(ModelError):
+        open_bundle(copy)
 
 
 @pytest.mark.parametrize(
