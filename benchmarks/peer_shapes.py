@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from targets.silence import silenced
+
 SIDE = 128
 NAME = "mobilenet_v1_025"
 
@@ -42,7 +44,9 @@ def write_tflite(folder: Path) -> list[Path]:
     integer.inference_input_type = integer.inference_output_type = tf.int8
     paths = [folder / f"{NAME}.fp32.tflite", folder / f"{NAME}.int8.tflite"]
     for path, converter in zip(paths, (whole, integer), strict=True):
-        path.write_bytes(converter.convert())
+        with silenced():  # it lists every tensor
+            content = converter.convert()
+        path.write_bytes(content)
     return paths
 
 
@@ -63,14 +67,15 @@ def write_onnx(folder: Path) -> Path:
         layers += block(*step)
     layers += [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(256, 10)]
     path = folder / f"{NAME}.fp32.onnx"
-    torch.onnx.export(
-        torch.nn.Sequential(*layers).eval(),
-        (torch.zeros(1, 3, SIDE, SIDE),),
-        str(path),
-        input_names=["input"],
-        output_names=["logits"],
-        dynamo=False,
-    )
+    with silenced():
+        torch.onnx.export(
+            torch.nn.Sequential(*layers).eval(),
+            (torch.zeros(1, 3, SIDE, SIDE),),
+            str(path),
+            input_names=["input"],
+            output_names=["logits"],
+            dynamo=False,
+        )
     return path
 
 

@@ -422,6 +422,11 @@ def locate(path: Path, *, precision: str | None = None) -> Located:
     return _beside_manifest(path, precision=precision)
 
 
+def is_bundle(path: Path) -> bool:
+    """Whether a path is a folder of built files, so that a precision chooses among them."""
+    return (path / MANIFEST).is_file() and "target" in _read_manifest(path / MANIFEST)
+
+
 def _read_manifest(path: Path) -> dict[str, Any]:
     where = str(path.parent)
     if not path.is_file():

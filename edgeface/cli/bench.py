@@ -55,13 +55,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> Result:
     from edgeface.cli.console import progress
     from targets.bench import bench
+    from targets.runners import is_bundle
 
     precisions = arguments.precision.split(",") if arguments.precision else [None]
-    # A list of precisions chooses among a bundle's files; a file by itself has one.
+    # A list of precisions chooses among a bundle's files; everything else has one precision.
     models = [
         (model, arguments.runtime, precision)
         for model in arguments.models
-        for precision in (precisions if len(precisions) == 1 or Path(model, "manifest.json").is_file() else [None])
+        for precision in (precisions if len(precisions) == 1 or is_bundle(Path(model)) else [None])
     ]
     with progress() as bar:
         task = bar.add_task("bench", total=None, note="opening")

@@ -147,18 +147,22 @@ def render(result: Evaluation, *, teacher: str = "") -> RenderableType:
         main = main_metric(TASKS[task], scores)
         counts = ("n", "n_exact", "n_bins", "n_attributes")
         metrics = sorted((key for key in scores if key not in counts), key=lambda key: key != main)
-        agreed = result.agreement.get(task, {})
         for index, metric in enumerate(metrics):
             first = index == 0
-            agreement = [f"{shown(key, value)} ({title(key)})" for key, value in agreed.items() if key != "n"]
             row = [
                 task if first else "",
                 title(metric),
                 shown(metric, scores[metric]),
                 str(scores["n"]) if first else "",
             ]
-            rows.append([*row, *([agreement[0] if first and agreement else ""] if teacher else [])])
+            rows.append([*row, *([_agreed(result, task) if first else ""] if teacher else [])])
+    unlabelled = [task for task in result.agreement if task not in result.tasks]
     columns = ["task", "metric", "value", "n", *([f"agreement with {teacher}"] if teacher else [])]
+    if rows or not unlabelled:
+        rows += [[task, "", "", str(result.agreement[task]["n"]), _agreed(result, task)] for task in unlabelled]
+    else:  # no labels at all: agreement is the only column
+        columns = ["task", f"agreement with {teacher}", "n"]
+        rows = [[task, _agreed(result, task), str(result.agreement[task]["n"])] for task in unlabelled]
     how = f"{result.model}: {result.precision} on {result.runtime}, {result.samples} faces of {result.source}"
     # Not the table's own title: rich would wrap that to the table's width.
     heading = Text(how, "bold")
@@ -169,4 +173,15 @@ def render(result: Evaluation, *, teacher: str = "") -> RenderableType:
     ]
     if result.research_only:
         notes.append(Text(f"terms of the faces: {result.licence}", "dim"))
+    if not rows:
+        notes.append(Text("nothing to score: --teacher MODEL measures the agreement with another model", "yellow"))
+        return Group(heading, *notes)
     return Group(heading, table(columns, rows), *notes)
+
+
+def _agreed(result: Evaluation, task: str) -> str:
+    """How far a task agrees with the teacher, by the first of its measures; "" where that was not measured."""
+    from edgeface.report.table import shown, title
+
+    measured = [(key, value) for key, value in result.agreement.get(task, {}).items() if key != "n"]
+    return f"{shown(*measured[0])} ({title(measured[0][0])})" if measured else ""

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgeface.checkpoint import load_checkpoint, save_checkpoint
 from edgeface.cli.main import main
 from edgeface.errors import BudgetError, EdgefaceError, ModelError, OutputError, UnsupportedError
 from edgeface.precision import TARGETS
+from edgeface.provenance import provenance
 from targets import tflite
 from targets.build import build, find_sources
 from targets.bundle import read_bundle, read_golden
@@ -192,6 +194,37 @@ def test_auto_takes_the_cheapest_mix_inside_the_budget(
 
 
 @pytest.mark.slow
+def test_auto_counts_a_budget_against_the_teacher_from_the_teacher(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(run_folder, tmp_path / "run"))
+    arguments = ["build", str(run), "--target", "android", "--auto", "--out", str(tmp_path / "out")]
+
+    def change(budget: str) -> float:
+        (run / "recipe.toml").write_text(f"{AUTO_RECIPE}landmarks5 = {budget}\n", encoding="utf-8")
+        answer = spoken(arguments, capsys)[1]
+        assert isinstance(answer["auto"], dict)
+        return float(answer["auto"]["tried"][0]["change"]["landmarks5"])
+
+    student = load_checkpoint(run / "student")
+    shutil.copytree(run / "student", run / "teacher")
+    against_student = change("100.0")
+    assert change('{points = 100.0, vs = "teacher"}') == against_student
+    weights = student.weights()
+    weights["heads.landmarks5.bias"] += 0.05
+    save_checkpoint(
+        run / "teacher",
+        kind="teacher",
+        network=student.network,
+        model=student.model,
+        weights=weights,
+        provenance=provenance(seed=0, licences=[], research_only=False),
+    )
+    assert change("100.0") == against_student
+    assert change('{points = 100.0, vs = "teacher"}') != against_student
+
+
+@pytest.mark.slow
 def test_layers_left_in_float_are_in_the_file_and_in_its_manifest(run_folder: Path, tmp_path: Path) -> None:
     floats = frozenset({"heads_gender", "backbone_conv3_conv"})
 
@@ -230,7 +263,9 @@ def test_parity_verb_answers_by_the_contract(
 
 
 def test_bench_verb_answers_by_the_contract(bundle_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, answer = spoken(["bench", str(bundle_folder), "--precision", "fp32,w8a8", "--runs", "20"], capsys)
+    code, answer = spoken(
+        ["bench", str(bundle_folder), "--precision", "fp32,w8a8", "--runs", "20", "--starts", "0"], capsys
+    )
 
     rows = answer["rows"]
     assert isinstance(rows, list)
