@@ -406,22 +406,3 @@ def test_a_board_whose_file_was_altered_on_the_way_fails_twin(
     assert answer["outcome"] == "FAIL"
     assert "sha256" in answer["reason"]
     assert left_behind(server.device) == []
-
-
-def test_nothing_is_pushed_by_a_guard_that_never_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "_HELLO_S", 0.3)
-    with pytest.raises(DeviceError, match=r"did not answer within 0 s"), contextlib.ExitStack() as stack:
-        stack.enter_context(guard.Guard(_Mute()))
-
-
-class _Mute:
-    where, folders, hints, unreachable = "mute", ("/tmp",), (), "Wake it"
-
-    def shell(self, script: str) -> guard.Command:
-        return guard.Command(argv=("sleep", "60"))
-
-    def push(self, local: Path, remote: str) -> guard.Command:
-        raise AssertionError
-
-    def pull(self, remote: str, local: Path) -> guard.Command:
-        raise AssertionError
