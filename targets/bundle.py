@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from edgeface.checkpoint import Checkpoint
 from edgeface.config import to_plain
-from edgeface.data.finder import CROP_PER_BOX, DOWN_PER_BOX
+from edgeface.data.finder import DETECTORS
 from edgeface.errors import ModelError
 from edgeface.files import sha256_file, write_bytes, write_json
 from edgeface.provenance import commit, versions
@@ -188,8 +188,8 @@ def crop_contract(spec: ModelSpec) -> dict[str, Any]:
         "center": "centre of the box around eyes, nose tip and mouth corners",
         "side": f"{CROP_OVER_LANDMARKS} times the longer side of that box",
         "side_over_landmarks": CROP_OVER_LANDMARKS,
-        "side_over_box": CROP_PER_BOX,
-        "down_over_box": DOWN_PER_BOX,
+        "side_over_box": DETECTORS["haar"].side,
+        "down_over_box": DETECTORS["haar"].down,
         "coordinates": "continuous: (0, 0) is the outer corner of the first pixel",
         "size_px": spec.input_px,
         "resize": {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,15 @@ from edgeface.specs import RUNTIMES
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from rich.console import RenderableType
+    from rich.table import Table
 
     from edgeface.evaluate import Runner
     from edgeface.specs import ModelSpec
 
 _SUFFIX = ".predicted.png"
-_SMALLEST_DRAWING_PX = 480
+_SMALLEST_DRAWING_PX = 480  # of the longer side; smaller pictures are enlarged
+_LARGEST_DRAWING_PX = 1600  # larger ones are reduced, so that the answers beside them can be read
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--box",
         metavar="x,y,w,h",
-        help="the face, in pixels, from above the brows to the chin; default: every face OpenCV's cascade finds",
+        help="the face, in pixels, from above the brows to the chin (type --box=x,y,w,h when x is below 0); default: "
+        "every face OpenCV's cascade finds",
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help=f"folder for NAME{_SUFFIX}; default: beside each picture"
@@ -98,7 +102,7 @@ def run(arguments: argparse.Namespace) -> Result:
                 for path in images
             ],
         },
-        text="\n".join(line for path in images for line in _lines(path, faces[path], drawn[path])),
+        text=_text(faces, drawn),
         exit_code=0 if all(faces.values()) else 1,
     )
 
@@ -194,18 +198,17 @@ def _found(
 def draw(picture: NDArray[np.uint8], faces: Sequence[Found]) -> bytes:
     """A PNG of the picture with each face's crop and landmarks, and the answers in a panel beside it.
 
-    Small pictures are enlarged by a whole factor, so that the marks can be told apart.
+    Small pictures are enlarged by a whole factor, so that the marks can be told apart; large ones are reduced.
     """
     import io
 
     import numpy as np
     from PIL import Image, ImageDraw, ImageFont
 
-    zoom = max(1, -(-_SMALLEST_DRAWING_PX // max(picture.shape[:2])))
-    enlarged = Image.fromarray(np.ascontiguousarray(picture)).resize(
-        (picture.shape[1] * zoom, picture.shape[0] * zoom), Image.Resampling.BICUBIC
-    )
-    width, height = enlarged.size
+    longest = max(picture.shape[:2])
+    zoom = min(float(max(1, -(-_SMALLEST_DRAWING_PX // longest))), _LARGEST_DRAWING_PX / longest)
+    width, height = (max(1, round(length * zoom)) for length in picture.shape[1::-1])
+    enlarged = Image.fromarray(np.ascontiguousarray(picture)).resize((width, height), Image.Resampling.BICUBIC)
     size = max(13, min(22, height // 32))
     font = ImageFont.load_default(size=size)
     blocks = [_block(number, face, alone=len(faces) == 1) for number, face in enumerate(faces, 1)]
@@ -242,7 +245,7 @@ def _block(number: int, face: Found, *, alone: bool) -> str:
     return "\n".join(lines) or "landmarks alone"
 
 
-def _mark(pen: Any, face: Found, *, zoom: int, label: str, font: Any) -> None:
+def _mark(pen: Any, face: Found, *, zoom: float, label: str, font: Any) -> None:
     x, y, side = (float(value) * zoom for value in face.crop)
     line = max(1, round(side / 160))
     left, top = x - side / 2, y - side / 2
@@ -277,16 +280,43 @@ def _places(images: Sequence[Path], out: Path | None) -> dict[Path, Path]:
     return places
 
 
-def _lines(path: Path, faces: Sequence[Found], drawn: Path) -> list[str]:
-    if not faces:
-        return [f"{path}: no face found; name one with --box x,y,w,h"]
-    lines = [f"{path}: {len(faces)} face{'s' if len(faces) > 1 else ''}, drawn in {drawn}"]
-    for number, face in enumerate(faces, 1):
-        box = ",".join(f"{value:.0f}" for value in face.box)
-        lines.append(f"  face {number} at {box}")
-        width = max(map(len, (*face.words, *face.points)))
-        lines += [f"    {task:<{width}}  {words}" for task, words in face.words.items()]
-        for task, points in face.points.items():
-            spots = " ".join(f"{x:.1f},{y:.1f}" for x, y in points) if len(points) <= 5 else f"{len(points)} points"
-            lines.append(f"    {task:<{width}}  {spots}")
-    return lines
+def _text(faces: Mapping[Path, Sequence[Found]], drawn: Mapping[Path, Path]) -> RenderableType:
+    """What is printed: for each picture a line, and a table of the answers."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[RenderableType] = []
+    for path, found in faces.items():
+        if not found:
+            parts.append(Text(f"{path}: no face found; name one with --box x,y,w,h"))
+            continue
+        parts.append(Text(f"{path}: {len(found)} face{'s' if len(found) > 1 else ''}, drawn in {drawn[path]}"))
+        parts.append(_answers(found[0]) if len(found) == 1 else _answers_of_many(found))
+    return Group(*parts)
+
+
+def _answers(face: Found) -> Table:
+    """One face: a row for each task."""
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_row("  box", _at(face))
+    for task, words in face.words.items():
+        grid.add_row(f"  {task}", words)
+    for task, points in face.points.items():
+        spots = " ".join(f"{x:.1f},{y:.1f}" for x, y in points) if len(points) <= 5 else f"{len(points)} points"
+        grid.add_row(f"  {task}", spots)
+    return grid
+
+
+def _answers_of_many(faces: Sequence[Found]) -> Table:
+    """Several faces: a row for each of them. Landmarks are left to the drawing and to --json."""
+    from edgeface.cli.console import table
+
+    tasks = list(faces[0].words)
+    rows = [[str(number), _at(face), *(face.words[task] for task in tasks)] for number, face in enumerate(faces, 1)]
+    return table(["face", "box", *tasks], rows)
+
+
+def _at(face: Found) -> str:
+    return ",".join(f"{value:.0f}" for value in face.box)

@@ -13,7 +13,7 @@ from PIL import Image
 import targets.runners
 from edgeface.cli.main import main
 from edgeface.cli.predict import draw, parse_box, predict
-from edgeface.data.finder import CROP_PER_BOX, DOWN_PER_BOX, crop_of_box, find_faces
+from edgeface.data.finder import DETECTORS, crop_of_box, find_faces
 from edgeface.data.sources import open_source
 from edgeface.errors import DataError, UsageError
 from edgeface.specs import ModelSpec, output_spec
@@ -105,18 +105,22 @@ def test_box_lands_where_real_faces_are_cropped() -> None:
     assert abs(down) < 0.045
     assert ratio == pytest.approx(1.0, abs=0.06)
     # The twin: without the shift down, the same crop is off by more than that.
-    assert abs(down - DOWN_PER_BOX) > 0.045
+    assert abs(down - DETECTORS["haar"].down) > 0.045
 
 
 def test_wrong_offset_misses_the_landmarks_twin() -> None:
     box = np.array([10, 20, 100, 100], np.float32)
     x, y, side = crop_of_box(box)
-    assert (x, y, side) == (60.0, pytest.approx(70 + 100 * DOWN_PER_BOX), pytest.approx(100 * CROP_PER_BOX))
+    assert (x, y, side) == (
+        60.0,
+        pytest.approx(70 + 100 * DETECTORS["haar"].down),
+        pytest.approx(100 * DETECTORS["haar"].side),
+    )
     assert y != pytest.approx(70.0)
 
 
 def test_longer_side_of_a_box_counts() -> None:
-    assert crop_of_box(np.array([0, 0, 50, 100], np.float32))[2] == pytest.approx(100 * CROP_PER_BOX)
+    assert crop_of_box(np.array([0, 0, 50, 100], np.float32))[2] == pytest.approx(100 * DETECTORS["haar"].side)
 
 
 @pytest.mark.parametrize("box", [[0, 0, 0, 10], [0, 0, 10, -1], [0, 0, np.nan, 10]])
@@ -127,6 +131,40 @@ def test_box_without_a_size_is_refused(box: list[float]) -> None:
 
 def test_plain_picture_has_no_face() -> None:
     assert find_faces(np.full((200, 200, 3), 128, np.uint8)).shape == (0, 4)
+
+
+@pytest.fixture(scope="module")
+def filling(frontal: np.ndarray) -> tuple[np.ndarray, float]:
+    """The same face cut so close that its box crosses the border, and the box's side."""
+    left, top, side, _ = (int(value) for value in find_faces(frontal)[0])
+    cut = round(0.06 * side)
+    return np.ascontiguousarray(frontal[top + cut : top + side - cut, left + cut : left + side - cut]), side
+
+
+def test_face_that_fills_its_picture_is_found_at_its_size(filling: tuple[np.ndarray, float]) -> None:
+    picture, side = filling
+    boxes = find_faces(picture)
+    assert len(boxes) == 1
+    # The cascade searches in steps of 10 % of the size.
+    assert boxes[0][2] == pytest.approx(side, rel=0.1)
+    assert boxes[0][2] > max(picture.shape[:2])
+
+
+def test_face_that_fills_its_picture_needs_the_border_twin(
+    filling: tuple[np.ndarray, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeface.data.finder._BORDER_SHARE", 0.0)
+    picture, _ = filling
+    assert all(box[2] <= min(picture.shape[:2]) for box in find_faces(picture))
+
+
+def test_face_in_a_wide_picture_is_found_once(frontal: np.ndarray) -> None:
+    height, width = frontal.shape[:2]
+    wide = np.full((2 * height, 3 * width, 3), 127, np.uint8)
+    wide[height // 2 : height // 2 + height, width : 2 * width] = frontal
+    (box,) = find_faces(wide)
+    there = find_faces(frontal)[0] + np.array([width, height // 2, 0, 0])
+    assert np.abs(box[:2] + box[2:] / 2 - there[:2] - there[2:] / 2).max() < 0.1 * there[2]  # a step of the search
 
 
 def test_large_picture_is_searched_small_and_its_boxes_come_back_large(frontal: np.ndarray) -> None:
@@ -195,6 +233,42 @@ def test_verb_in_words(frontal: np.ndarray, toy: ToyRunner, tmp_path: Path, caps
     assert [file.name for file in (tmp_path / "drawn").iterdir()] == ["face.predicted.png"]
 
 
+def test_several_faces_are_a_row_each(
+    frontal: np.ndarray, toy: ToyRunner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = save(np.concatenate([frontal, frontal], axis=1), tmp_path / "both.png")
+    assert main(["predict", "model", both]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "2 faces, drawn in" in lines[0]
+    (heads,) = (line.split() for line in lines if line.split()[:2] == ["face", "box"])
+    assert "smile" in heads
+    assert "landmarks5" not in heads
+    assert [line.split()[0] for line in lines if "smiling" in line] == ["1", "2"]
+
+
+def test_box_may_begin_left_of_the_picture(frontal: np.ndarray, toy: ToyRunner, tmp_path: Path) -> None:
+    assert main(["predict", "model", save(frontal, tmp_path / "face.png"), "--box=-8,-4,90,90"]) == 0
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK"])
+def test_pictures_of_other_modes_are_read(frontal: np.ndarray, toy: ToyRunner, tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("face.jpg" if mode == "CMYK" else "face.png")
+    Image.fromarray(frontal).convert(mode).save(path)
+    assert main(["predict", "model", str(path)]) == 0
+
+
+def test_turned_picture_is_answered_upright(frontal: np.ndarray, toy: ToyRunner, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    turned = np.ascontiguousarray(np.rot90(frontal))
+    Image.fromarray(turned).save(tmp_path / "turned.png", exif=exif)
+    assert main(["predict", "model", str(tmp_path / "turned.png")]) == 0
+    assert main(["predict", "model", save(frontal, tmp_path / "upright.png")]) == 0
+    assert (toy.seen[0] == toy.seen[1]).all()
+    Image.fromarray(turned).save(tmp_path / "lying.png")
+    assert main(["predict", "model", str(tmp_path / "lying.png")]) == 1  # the twin: nothing says it is turned
+
+
 def test_no_face_ends_with_one(
     frontal: np.ndarray, toy: ToyRunner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -243,3 +317,15 @@ def test_drawing_moves_with_the_landmarks(frontal: np.ndarray) -> None:
     here, there = (predict(ToyRunner(), frontal, np.array([[x, 20, 80, 80]], np.float32)) for x in (30, 40))
     assert draw(frontal, here) == draw(frontal, here)
     assert draw(frontal, here) != draw(frontal, there)
+
+
+def test_drawing_of_a_large_picture_is_reduced(frontal: np.ndarray) -> None:
+    import io
+
+    large = np.asarray(Image.fromarray(frontal).resize((4000, 3000)))
+    face = predict(ToyRunner(), large, np.array([[1000, 800, 1500, 1500]], np.float32))
+    with Image.open(io.BytesIO(draw(large, face))) as drawn:
+        assert drawn.height == 1200
+        assert 1600 < drawn.width < 2400
+    with Image.open(io.BytesIO(draw(frontal, predict(ToyRunner(), frontal, np.array([[30, 20, 80, 80]]))))) as drawn:
+        assert drawn.height >= 2 * frontal.shape[0]
