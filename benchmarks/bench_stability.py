@@ -44,9 +44,13 @@ def neighbours(count: int) -> Iterator[None]:
 def measure(words: Sequence[str], *, calls: int) -> list[dict[str, Any]]:
     """What `edgeface bench` answers, several times over."""
     command = [sys.executable, "-m", "edgeface", "bench", *words, "--json"]
-    return [
-        json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(calls)
-    ]
+    answers = []
+    for _ in range(calls):
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode != 0:
+            sys.exit(f"edgeface bench ended with {done.returncode}: {done.stdout or done.stderr}")
+        answers.append(json.loads(done.stdout))
+    return answers
 
 
 def summary(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
