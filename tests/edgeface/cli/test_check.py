@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import pytest
 
 from edgeface.cli import check as verb
 from edgeface.cli.check import EXIT_CODES
-from edgeface.cli.main import VERBS
+from edgeface.cli.main import VERBS, _parse
+from edgeface.errors import UsageError
+from targets.devices import FORMS
 from targets.devices.answer import Check, Row, TaskScores, not_run
 from targets.judge import Judgement, judge
 
@@ -147,8 +150,23 @@ def test_bit_identity_speaks_of_the_own_runtime_alone() -> None:
 
 
 def test_help_names_every_device() -> None:
-    from targets.devices import FORMS
-
     assert "check" in VERBS
     text = (Path(verb.__file__)).read_text(encoding="utf-8")
     assert all(form in text for form in FORMS)
+
+
+DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "devices.md"
+
+
+@pytest.mark.parametrize(
+    "line", re.findall(r"^edgeface check .*", DOCUMENT.read_text(encoding="utf-8"), flags=re.MULTILINE)
+)
+def test_documented_command_parses(line: str) -> None:
+    _, arguments = _parse(shlex.split(line)[1:])
+
+    assert arguments.on.partition(":")[0] in {form.partition(":")[0].partition("[")[0] for form in FORMS}
+
+
+def test_undocumented_option_is_refused_twin() -> None:
+    with pytest.raises(UsageError):
+        _parse(["check", "out/android", "--on", "host", "--device", "x"])
