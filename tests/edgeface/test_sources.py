@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from edgeface.data import fairface, ferplus, london, mebeauty
 from edgeface.data.sources import READERS, data_root, open_source, parse_source
 from edgeface.errors import DataError, UsageError
 
@@ -61,3 +63,15 @@ def test_the_root_is_the_recipes_then_the_environments_then_data(monkeypatch: py
     assert data_root("") == Path("/faces")
     monkeypatch.delenv("EDGEFACE_DATA")
     assert data_root("") == Path("data")
+
+
+def documented_crops() -> dict[str, tuple[float, ...]]:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "faces.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)`(?:: (\w+))? \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", text, flags=re.MULTILINE)
+    return {part or corpus: (float(x), float(y), float(side)) for corpus, part, x, y, side in rows}
+
+
+def test_documented_crops_are_the_readers() -> None:
+    crops = {"fairface": fairface.CROP, "ferplus": ferplus.CROP, "mebeauty": mebeauty.CROP, **london.CROPS}
+    assert documented_crops() == crops
+    assert documented_crops() != crops | {"ferplus": fairface.CROP}
