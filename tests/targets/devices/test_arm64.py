@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from edgeface.errors import DeviceError, MissingToolError, UsageError
 from edgeface.files import sha256_file, write_json
 from edgeface.specs import NetworkSpec
+from quantize.graph import trace
+from quantize.grid import simulate
+from targets import tflite
 from targets.devices import arm64, runtime
 from targets.devices.agent import FEATURES, PARTS
 from targets.devices.arm64 import CPUS, Arm64, write_system
@@ -25,7 +28,7 @@ from targets.devices.host import Host
 from targets.devices.job import Report, run_job, subject
 from targets.flatbuffer import Flatbuffer
 
-from ..conftest import random_pictures, spec_of
+from ..conftest import quantize_network, random_network, random_pictures, spec_of
 
 PICTURED = random_pictures(64, 32)
 
@@ -271,6 +274,27 @@ def test_int8_is_the_same_to_the_bit_as_here(cpu: str, bundle_folder: Path, tmp_
         assert not np.array_equal(found[0][name][::-1], integer[name])  # Twin: other pictures' answers
     # Twin: one weight changed.
     assert any(not np.array_equal(found[2][name], integer[name]) for name in integer)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("installed")
+def test_builtin_kernels_round_as_the_rule_for_arm64_says(tmp_path: Path) -> None:
+    quantized, subjects = {}, []
+    for name in ("edge_s", "cnn5", "tcdcn_relu"):  # the last ends in a convolution of one vector
+        width = 0.5 if name == "tcdcn_relu" else 0.25
+        network = random_network(name, width=width)
+        quantized[name] = quantize_network(network)
+        path = tmp_path / f"{name}.w8a8.tflite"
+        model = spec_of(NetworkSpec(backbone=name, width=width, input_px=32))
+        tflite.write({"w8a8": path}, graph=trace(network), quantized=quantized[name], model=model)
+        subjects.append((path, "tflite-builtin"))
+    report = answers_on(Arm64("a53"), subjects, PICTURED)
+    for answers, (name, grid) in zip(report.answers, quantized.items(), strict=True):
+        expected = simulate(grid, PICTURED, kernels="tflite-builtin-arm64")
+        assert all(np.array_equal(answers.outputs[output], expected[output]) for output in expected), name
+        # Twin: those of x86 round otherwise.
+        others = simulate(grid, PICTURED, kernels="tflite-builtin")
+        assert not all(np.array_equal(answers.outputs[output], others[output]) for output in others), name
 
 
 def with_another_weight(path: Path) -> bytes:
