@@ -88,7 +88,7 @@ class Arm64:
                 "--cpu max",
                 expected=f"one of {', '.join(CPUS)}",
                 where="--on arm64",
-                do="Choose one: with SVE, which 'max' has, int8 answers come out wrong in qemu 7.2 (docs/devices.md)",
+                do="Choose one: with SME, which 'max' has, int8 answers come out wrong in qemu 7.2 (docs/devices.md)",
             )
         if cpu not in CPUS:
             raise UsageError(
