@@ -13,6 +13,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def main() -> None:
             students[student] = {"input_px": INPUT_PX.get(student, 64)}
             for target, paths in write_files(student, Path(folder), width=options.width).items():
                 found = bench([(str(path), None, None) for path in paths], threads=options.threads, runs=options.runs)
-                rows = [{**row, "model": Path(str(row["model"])).name} for row in map(vars, found.rows)]
+                rows = [{**asdict(row), "model": Path(row.model).name} for row in found.rows]
                 students[student][target] = rows
                 ratio = rows[1]["ratio_to_first"]
                 print(f"{student} {target}: w8a8 {rows[1]['median_ms']:.4f} ms, {ratio:.2f}x fp32", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> Result:
+    # Before NumPy is loaded: on the core this process is pinned to, several threads of its BLAS wait for each other.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(arguments.threads, 1)))
     from edgeface.cli.console import progress
     from targets.bench import bench
     from targets.runners import is_bundle
@@ -94,8 +97,8 @@ def _rendered(found: Bench) -> RenderableType:
             f"{row.median_ms:.3f}",
             f"{row.p90_ms:.3f}",
             f"{row.p99_ms:.3f}",
-            f"{row.ratio_to_first:.2f}x",
-            f"{row.ratio_interval[0]:.2f} – {row.ratio_interval[1]:.2f}",
+            f"{row.ratio_to_first:.3g}x",
+            f"{row.ratio_interval[0]:.3g} – {row.ratio_interval[1]:.3g}",
             f"{row.size_bytes:,}",
             "–" if row.macs is None else f"{row.macs / 1e6:.1f}",
         ]
