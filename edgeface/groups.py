@@ -30,13 +30,17 @@ def group_columns(groups: Mapping[str, Column], labels: Mapping[str, NDArray[Any
     """
     own = dict(groups)
     by_label = {name: _names(name, labels[name]) for name in BY_LABEL if name in labels and name not in own}
-    columns = {**own, **by_label}
+    columns = {name: values for name, values in {**own, **by_label}.items() if _divides(values)}
     if CROSSED in columns:
-        for name in [name for name in own if name != CROSSED]:
+        for name in [name for name in own if name in columns and name != CROSSED]:
             both = (columns[CROSSED] != "") & (own[name] != "")
             pairs = np.char.add(np.char.add(columns[CROSSED], " · "), own[name])
             columns[f"{CROSSED} × {name}"] = np.where(both, pairs, "")
-    return {name: values for name, values in columns.items() if len(set(values.tolist()) - {""}) >= 2}
+    return columns
+
+
+def _divides(values: Column) -> bool:
+    return len(set(values.tolist()) - {""}) >= 2
 
 
 def _names(task: str, labels: NDArray[Any]) -> Column:

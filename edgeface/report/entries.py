@@ -108,6 +108,8 @@ def runtime_entries(bundle: Path) -> list[Entry]:
 def device_entries(bundle: Path, on: str, *, cpu: str | None = None) -> list[Entry]:
     """The .tflite files of a bundle as a device computes them. Their answers are never kept.
 
+    Of an emulated device, which takes minutes a file, the int8 file alone: its integers are what emulation settles.
+
     Args:
         bundle: Its folder.
         on: The device as typed after `--on`.
@@ -126,6 +128,7 @@ def device_entries(bundle: Path, on: str, *, cpu: str | None = None) -> list[Ent
         device: Device | MissingToolError = open_device(on, cpu=cpu)
     except MissingToolError as error:
         device = error
+    emulated = on == "arm64" if isinstance(device, MissingToolError) else device.emulated
     spec = from_plain(ModelSpec, read_json(bundle / "manifest.json")["model"], where=str(bundle))
     return [
         Entry(
@@ -137,7 +140,7 @@ def device_entries(bundle: Path, on: str, *, cpu: str | None = None) -> list[Ent
             runtime=f"tflite-xnnpack on {on}",
         )
         for name, file in _files(bundle).items()
-        if name.endswith(".tflite")
+        if name.endswith(".tflite") and (file["precision"] == "w8a8" or not emulated)
     ]
 
 

@@ -130,6 +130,7 @@ class Gap(TypedDict):
         gap_interval: Ends of its 95 % bootstrap interval, faces drawn anew inside each group. Of equal groups the best
             and the worst still differ by chance, so it lies above 0 even then.
         gap_change_teacher: Its gap minus the teacher's; None for the teacher itself.
+        gap_change_interval: Ends of the 95 % interval of that, the same faces drawn for both.
     """
 
     model: str
@@ -138,6 +139,7 @@ class Gap(TypedDict):
     gap: float | None
     gap_interval: list[float] | None
     gap_change_teacher: float | None
+    gap_change_interval: list[float] | None
 
 
 class Subgroups(TypedDict):

@@ -76,18 +76,24 @@ def _gaps(
                 TASKS[task], answers, labels=labels, metric=metric, resamples=RESAMPLES, seed=column
             )
     gaps = [_spread(row) for row in values]
-    reference = next((gap for made, gap in zip(models, gaps, strict=True) if made is teacher), None)
-    return [
-        Gap(
-            model=made.model,
-            runtime=made.runtime,
-            values=[float(value) if np.isfinite(value) else None for value in row],
-            gap=gap,
-            gap_interval=_interval(draws[np.isfinite(row)]) if gap is not None else None,
-            gap_change_teacher=None if gap is None or reference is None or made is teacher else gap - reference,
+    draws = [_drawn_spread(each[np.isfinite(row)]) for each, row in zip(resampled, values, strict=True)]
+    taught = next((place for place, made in enumerate(models) if made is teacher), None)
+    found: list[Gap] = []
+    for place, (made, row, gap) in enumerate(zip(models, values, gaps, strict=True)):
+        reference = None if taught in (None, place) else gaps[taught or 0]
+        compared = gap is not None and reference is not None
+        found.append(
+            Gap(
+                model=made.model,
+                runtime=made.runtime,
+                values=[float(value) if np.isfinite(value) else None for value in row],
+                gap=gap,
+                gap_interval=_interval(draws[place]),
+                gap_change_teacher=gap - reference if gap is not None and reference is not None else None,
+                gap_change_interval=_interval(draws[place] - draws[taught or 0]) if compared else None,
+            )
         )
-        for made, row, draws, gap in zip(models, values, resampled, gaps, strict=True)
-    ]
+    return found
 
 
 def _spread(values: NDArray[Any]) -> float | None:
@@ -95,7 +101,11 @@ def _spread(values: NDArray[Any]) -> float | None:
     return float(held.max() - held.min()) if len(held) >= 2 else None
 
 
+def _drawn_spread(draws: NDArray[Any]) -> NDArray[Any]:
+    """(R,) gaps of (groups, R) resampled values; NaN with fewer than two groups."""
+    return draws.max(0) - draws.min(0) if len(draws) >= 2 else np.full(RESAMPLES, np.nan)
+
+
 def _interval(draws: NDArray[Any]) -> list[float] | None:
-    """Of (groups, R) resampled values."""
-    low, high = percentiles(draws.max(0) - draws.min(0))
+    low, high = percentiles(draws)
     return [low, high] if np.isfinite([low, high]).all() else None

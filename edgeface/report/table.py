@@ -426,12 +426,20 @@ def _markdown_thresholds(card: Scorecard) -> list[str]:
     return [f"## Thresholds of two-class tasks\n\n{words}\n\n{_rows(heads, rows, left=3)}"]
 
 
+def _moved(metric: str, gap: Gap) -> str:
+    change, span = gap["gap_change_teacher"], gap["gap_change_interval"]
+    ends = None if span is None else (scaled(metric, span[0]), scaled(metric, span[1]))
+    text = with_interval(None if change is None else scaled(metric, change), ends)
+    return f"**{text}**" if is_real(ends) else text
+
+
 def _markdown_gaps(card: Scorecard) -> list[str]:
     if not card.subgroups:
         return []
     words = (
         f"Best group minus worst, of groups of {card.subgroups[0]['minimum']} labelled faces or more, with a 95 % "
-        "interval (bootstrap inside each group), and its change from the teacher's. All other rows are in the JSON."
+        "interval (bootstrap inside each group), and its change from the teacher's, ± half the width of that one's "
+        "interval. All other rows are in the JSON."
     )
     heads = ["task", "by", "model", "runtime", "groups", "gap", "95 %", "Δ teacher"]
     rows = []
@@ -448,8 +456,6 @@ def _markdown_gaps(card: Scorecard) -> list[str]:
             ends = (
                 "-" if gap["gap_interval"] is None else " to ".join(shown(metric, end) for end in gap["gap_interval"])
             )
-            change = gap["gap_change_teacher"]
-            moved = "-" if change is None else signed(scaled(metric, change))
             cells = [each["task"], each["by"], f"`{gap['model']}`", gap["runtime"], ", ".join(values)]
-            rows.append([*cells, shown(metric, gap["gap"]), ends, moved])
+            rows.append([*cells, shown(metric, gap["gap"]), ends, _moved(metric, gap)])
     return [f"## Groups\n\n{words}\n\n{_rows(heads, rows, left=5)}"]

@@ -29,6 +29,8 @@ def test_columns_labels_and_pairs_divide_faces() -> None:
 def test_a_column_of_one_group_divides_nothing() -> None:
     columns = group_columns({"folder": np.array(["AFLW", "AFLW", ""])}, {"gender": np.array([0, 0, -1])})
     assert columns == {}
+    both = group_columns({"folder": np.array(["AFLW", "AFLW", ""])}, {"gender": np.array([0, 1, -1])})
+    assert list(both) == ["gender"]
 
 
 def test_the_corpus_own_column_counts_before_a_label_of_that_name_twin() -> None:

@@ -60,6 +60,9 @@ def test_values_gap_and_its_change_are_the_groups_own() -> None:
     assert (first["gap"], second["gap"]) == pytest.approx((0.05, 0.25))
     assert first["gap_change_teacher"] is None
     assert second["gap_change_teacher"] == pytest.approx(0.20)
+    assert first["gap_change_interval"] is None
+    low, high = second["gap_change_interval"]
+    assert 0.0 < low < 0.20 < high
     low, high = second["gap_interval"]
     assert low < 0.25 < high
     # Standard errors 0.0154 and 0.0458: 1.96 of their joint one is 0.095; 1,000 draws know a quantile to some 10 %.
@@ -115,7 +118,7 @@ def test_scorecard_holds_writes_and_prints_the_gaps() -> None:
     text = as_markdown(card)
     assert "a 100.00 (200), b 70.00 (100)" in text
     assert "| 30.00 |" in text
-    assert "| +25.00 |" in text
+    assert "| **+25.00 ±" in text
     spoilt = json.loads(json.dumps(card.as_json()))
     del spoilt["subgroups"][0]["rows"][0]["gap"]
     with pytest.raises(Exception, match="not a scorecard"):
