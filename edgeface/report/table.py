@@ -32,9 +32,13 @@ _SHOWN: dict[str, tuple[str, float, int, str]] = {
     "distance_percent": ("distance to teacher", 1.0, 2, "%"),
     "difference_years": ("difference to teacher", 1.0, 2, "years"),
     "cosine": ("cosine to teacher", 1.0, 3, ""),
+    "verification_accuracy": ("verification", 100.0, 2, "%"),
+    "verification_sd": ("deviation over folds", 100.0, 2, "%"),
+    "tar_at_far_0.1": ("accepted at FAR 10 %", 100.0, 2, "%"),
+    "tar_at_far_0.01": ("accepted at FAR 1 %", 100.0, 2, "%"),
+    "tar_at_far_0.001": ("accepted at FAR 0.1 %", 100.0, 2, "%"),
 }
 
-_MARKS = {True: " ✓", False: " ✗", None: ""}
 _GAIN = 0.003  # of a metric: below it another threshold is not worth a line
 
 
@@ -134,7 +138,7 @@ def _delta_lines(cells: Sequence[Cell | None], unit_words: str) -> Iterator[Line
         budget = next((c.budget for c in cells if c and c.budget is not None and c.budget_vs == vs), None)
         ends = [None if cell is None else cell.interval if vs == "student" else cell.interval_teacher for cell in cells]
         texts = tuple(
-            with_interval(delta, interval) + _MARKS[verdict]
+            with_interval(delta, interval) + (" ✗" if verdict is False else "")
             for delta, interval, verdict in zip(deltas, ends, judged, strict=True)
         )
         told = "" if budget is None else f"{budget:g}"
@@ -166,6 +170,7 @@ _LEGEND = (
     "equal answers in %, distance of landmarks in %."
 )
 _LEFT = 24  # of the terminal's first column
+_ANY_WIDTH = 10_000  # to learn how wide a table would be
 _OUTCOME_STYLES = {"PASS": "green", "FAIL": "bold red", "MEASURED": "dim", "NOT_RUN": "yellow"}
 
 
@@ -197,20 +202,20 @@ class _Panels:
         self.card = card
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        from rich.measure import Measurement
         from rich.text import Text
 
         printed = lines(self.card)
-        first = min(max([len(text) for row in self.card.rows for text in _left(row)], default=8), _LEFT)
-        # Between columns lies one space, and one at either end.
-        room = options.max_width - first - max(map(len, _LABELS.values())) - 3
-        panels: list[list[str]] = [[]]
-        for name, task in printed.items():
+        panels: list[list[str]] = []
+        for name in printed:
+            wider = _panel(self.card, {other: printed[other] for other in (*(panels[-1] if panels else ()), name)})
             if (
-                panels[-1]
-                and sum(_width(printed[other], other) + 1 for other in panels[-1]) + _width(task, name) >= room
+                panels
+                and Measurement.get(console, options.update(width=_ANY_WIDTH), wider).maximum <= options.max_width
             ):
-                panels.append([])
-            panels[-1].append(name)
+                panels[-1].append(name)
+            else:
+                panels.append([name])
         yield Text(f"Scorecard on {self.card.source}, {self.card.samples} faces", "bold italic")
         for names in panels:
             yield _panel(self.card, {name: printed[name] for name in names})
@@ -259,11 +264,6 @@ def _wrapped(words: str) -> list[str]:
     return wrap(words, 14)
 
 
-def _width(task: Sequence[Line], name: str) -> int:
-    heads = [head for line in task if line.main for head in _wrapped(line.title)]
-    return max(map(len, [name, *heads, *(text for line in task for text in line.texts)]))
-
-
 def _text(task: Sequence[Line], key: str, index: int) -> str:
     return next((line.texts[index] for line in task if line.key == key), "-")
 
@@ -280,11 +280,11 @@ def _styled(task: Sequence[Line], key: str, index: int) -> Text:
 
 
 def _blamed(blame: Blame) -> str:
-    layers = ", ".join(f"{layer['layer']} {layer['cost']:.2f}" for layer in blame["layers"]) or "none alone"
-    return (
-        f"{blame['model']}: {blame['task']} gets better by so many {blame['unit']} with one layer in float "
-        f"({blame['faces']} faces): {layers}"
-    )
+    faces, unit_words = f"({blame['faces']} faces)", "points" if blame["unit"] == "points" else "percent"
+    if not blame["layers"]:
+        return f"{blame['model']}: no layer that were alone in float would make {blame['task']} better {faces}"
+    layers = ", ".join(f"{layer['layer']} {layer['cost']:.2f}" for layer in blame["layers"])
+    return f"{blame['model']}: {blame['task']} would gain so many {unit_words} by one layer in float {faces}: {layers}"
 
 
 def main_row(card: Scorecard) -> Row | None:

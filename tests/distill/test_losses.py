@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ from distill.losses import (
 )
 from distill.objective import Objective
 from edgeface import specs
+from edgeface.config import dump_recipe, load_recipe
 from edgeface.errors import ConfigError, DataError, ModelError, UnsupportedError
 from edgeface.specs import DistillSpec, LossSpec, ModelSpec, OutputSpec, output_spec
 
@@ -455,3 +457,40 @@ def test_outputs_without_their_last_axis_are_refused_naming_the_task() -> None:
     with pytest.raises(ModelError, match="loss of task 'beauty_score': an output of shape"):
         soft(output, draw(3, 1), draw(3), labels=labels)
     assert hard_loss(output, draw(3, 1), labels, spec=SPEC).shape == (3,)  # the form that is accepted
+
+
+CHOSEN = """
+name = "chosen"
+tasks = { pose = 1.0, landmarks5 = 1.0, age = 0.1, identity = 1.0 }
+[data]
+train = ["synthetic:8"]
+[loss.forms]
+age = "distribution"
+identity = "margin"
+[teacher.transfer]
+start = "imagenet"
+frozen_prefix = 4
+[distill]
+taps = ["conv2:pool2"]
+[distill.losses]
+pose = "dist"
+landmarks5 = "bounded"
+features = "attention"
+"""
+
+
+def test_a_recipe_names_its_losses_and_says_all_of_their_faults_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "chosen.toml"
+    path.write_text(CHOSEN, encoding="utf-8")
+    recipe = load_recipe(str(path))
+    assert recipe.distill.losses == {"pose": "dist", "landmarks5": "bounded", "features": "attention"}
+    assert recipe.teacher.transfer.frozen_prefix == 4
+    path.write_text(dump_recipe(recipe), encoding="utf-8")
+    assert load_recipe(str(path)) == recipe
+    faults = ["distill.losses.pose=wing", "distill.losses.gender=kl", "loss.forms.smile=distribution"]
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(str(path), overrides=faults)
+    where = {fault.where for fault in caught.value.faults}
+    assert {"--set distill.losses.pose", "--set loss.forms.smile"} <= where
+    with pytest.raises(ConfigError, match=r"distill\.losses\.gender: 'gender'\. Expected one of 'pose'"):
+        load_recipe(str(path), overrides=faults[1:2])

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from edgeface.cli.eval import verified
 from edgeface.errors import DataError, UsageError
 from edgeface.evaluate import Evaluation, decode
+from edgeface.report.table import shown, title
 from edgeface.specs import ModelSpec, output_spec
 from edgeface.verification import (
     Pairs,
@@ -285,3 +286,14 @@ def test_eval_scores_identity_over_a_list_or_over_drawn_pairs(tmp_path: Path) ->
     silent = dataclasses.replace(silent, predictions={}, labels={})
     with pytest.raises(UsageError, match="does not answer 'identity'"):
         verified(silent, pairs="drawn")
+
+
+def test_every_figure_of_the_protocol_can_be_printed() -> None:
+    scores, pairs = drawn(0, folds=10, count=100)  # a thousand different pairs: every rate is measured
+    keys = [f"{side}{place}" for side in "ab" for place in range(len(scores))]
+    named = dataclasses.replace(pairs, first=tuple(keys[: len(scores)]), second=tuple(keys[len(scores) :]))
+    found = score_pairs(np.random.default_rng(0).normal(size=(len(keys), 4)), keys, named)
+    assert len(found) == 6
+    assert all(title(key) and shown(key, value) for key, value in found.items() if key != "n")
+    with pytest.raises(KeyError):
+        title("tar_at_far_0.5")  # the twin
