@@ -36,6 +36,7 @@ def rows_of(shipped: Shipped, found: Check, *, processor: str, data: str) -> lis
             {
                 "network": shipped.manifest["name"],
                 "checkpoint": shipped.manifest["checkpoints"]["qat"][:12],
+                "size_bytes": (shipped.folder / row["file"]).stat().st_size,
                 "cpu": processor,
                 "device": found.detail,
                 "faces": found.faces,
@@ -59,15 +60,15 @@ def key(row: Mapping[str, Any]) -> tuple[str, ...]:
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """One row for each file, runtime and set of faces; the processors side by side."""
     names = list(CPUS)
-    lines = ["| file | runtime | faces | " + " | ".join(CPUS[name].qemu for name in names) + " |"]
-    lines.append("|" + "---|" * (3 + len(names)))
-    groups: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = {}
+    lines = ["| file | bytes | runtime | faces | " + " | ".join(CPUS[name].qemu for name in names) + " |"]
+    lines.append("|" + "---|" * (4 + len(names)))
+    groups: dict[tuple[str, int, str, str], dict[str, Mapping[str, Any]]] = {}
     for row in rows:
         faces = f"{row['faces']} ({row['data']})"
-        groups.setdefault((row["file"], row["runtime"], faces), {})[row["cpu"]] = row
-    for (file, runtime, faces), found in sorted(groups.items()):
+        groups.setdefault((row["file"], row["size_bytes"], row["runtime"], faces), {})[row["cpu"]] = row
+    for (file, size, runtime, faces), found in sorted(groups.items()):
         cells = [_cell(found[name]) if name in found else "" for name in names]
-        lines.append(f"| `{file}` | {runtime} | {faces} | " + " | ".join(cells) + " |")
+        lines.append(f"| `{file}` | {size:,} | {runtime} | {faces} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -119,7 +120,16 @@ def write_table(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 WORDS = """# ARM64 against x86-64
 
-`python -m benchmarks.arm64 BUNDLE... [--data SOURCE]`, conditions in the JSON.
+`python -m benchmarks.arm64 BUNDLE... [--data SOURCE]`, conditions in the JSON. Each file on four processors, imitated
+by qemu 7.2's user mode, against the same kernels on the machine of the JSON: "same bits" is every value of every output.
+Faces are the bundle's 24 golden ones and more, drawn or of a corpus. "tasks": what the worst task metric lost, in points.
+
+w8a8 by XNNPACK has the same bits on every processor: Armv8.0 (a53, a72) and Armv8.2 with dot products (a76, n1) run
+other kernels than each other and than x86, and all follow the one rule `xnnpack` of quantize/grid.py.
+
+TFLite's built-in kernels do not. From the first convolution on, those of ARM64 round once where those of x86 round
+twice, so some values are a step off, and later layers add to it. They follow `tflite-builtin-arm64` of quantize/grid.py
+in every value (tests/targets/devices/test_arm64.py). fp32 sums are added up in another order.
 """
 
 

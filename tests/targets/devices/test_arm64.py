@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +275,20 @@ def test_int8_is_the_same_to_the_bit_as_here(cpu: str, bundle_folder: Path, tmp_
         assert not np.array_equal(found[0][name][::-1], integer[name])  # Twin: other pictures' answers
     # Twin: one weight changed.
     assert any(not np.array_equal(found[2][name], integer[name]) for name in integer)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("installed")
+def test_the_reason_for_refusing_max_is_true(bundle_folder: Path) -> None:
+    files = [(bundle_folder / "edge_s.w8a8.tflite", "tflite-xnnpack")]
+    (here,) = answers_on(Host(), files, PICTURED).answers
+    same = {}
+    for name in ("max", "max,sme=off"):
+        device = Arm64("a76")
+        device.cpu = replace(device.cpu, qemu=name)
+        (there,) = answers_on(device, files, PICTURED).answers
+        same[name] = all(np.array_equal(there.outputs[output], here.outputs[output]) for output in here.outputs)
+    assert same == {"max": False, "max,sme=off": True}
 
 
 @pytest.mark.slow
