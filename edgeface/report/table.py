@@ -138,7 +138,7 @@ def _delta_lines(cells: Sequence[Cell | None], unit_words: str) -> Iterator[Line
         budget = next((c.budget for c in cells if c and c.budget is not None and c.budget_vs == vs), None)
         ends = [None if cell is None else cell.interval if vs == "student" else cell.interval_teacher for cell in cells]
         texts = tuple(
-            with_interval(delta, interval) + (" ✗" if verdict is False else "")
+            with_interval(delta, interval) + ("✗" if verdict is False else "")
             for delta, interval, verdict in zip(deltas, ends, judged, strict=True)
         )
         told = "" if budget is None else f"{budget:g}"
