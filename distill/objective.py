@@ -17,6 +17,22 @@ from edgeface.tasks import TASKS, Kind
 
 
 @dataclass(frozen=True, kw_only=True)
+class Losses:
+    """What a batch cost.
+
+    Attributes:
+        parts: Task name to its unweighted mean over the samples that taught it, 0 without any; under "features" that of
+            the compared layers.
+        present: Task name to 1 where a sample taught it, else 0.
+        beside: The weighted loss of the compared layers, where there are some.
+    """
+
+    parts: dict[str, Tensor]
+    present: dict[str, Tensor]
+    beside: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Objective:
     """What a batch is scored by.
 
@@ -55,21 +71,34 @@ class Objective:
     def __call__(
         self, outputs: Mapping[str, Tensor], images: Tensor, labels: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Total loss and its parts.
+        """The sum of all losses under the recipe's weights, and its parts.
+
+        Args:
+            outputs: As for `losses`.
+            images: As for `losses`.
+            labels: As for `losses`.
+
+        Returns:
+            The weighted sum, and `Losses.parts`.
+        """
+        found = self.losses(outputs, images, labels)
+        total = images.new_zeros(())
+        for name, weight in self.weights.items():
+            total = total + weight * found.parts[name]
+        return total if found.beside is None else total + found.beside, found.parts
+
+    def losses(self, outputs: Mapping[str, Tensor], images: Tensor, labels: Mapping[str, Tensor]) -> Losses:
+        """The loss of every task.
 
         Args:
             outputs: Raw outputs of the network being trained.
             images: (B, 3, H, W), 0 to 255, at least at the teacher's input size.
             labels: Task name to labels; missing rows coded as edgeface.tasks says.
-
-        Returns:
-            The weighted sum, and each task's unweighted mean over the samples that taught it; under "features" that of
-            the compared layers.
         """
         taught = self._ask_teacher(images)
         parts: dict[str, Tensor] = {}
-        total = images.new_zeros(())
-        for name, weight in self.weights.items():
+        present: dict[str, Tensor] = {}
+        for name in self.weights:
             output = self.model.output(name)
             prediction = outputs[name].float()
             known = known_rows(output, labels[name])
@@ -88,14 +117,25 @@ class Objective:
                 share = torch.where(known, self.distill.soft, 1.0)  # an unlabelled sample learns from the teacher alone
                 value, count = share * soft + (1.0 - share) * hard, known.numel()
                 parts[name] = value.sum() / count
+                present[name] = parts[name].new_ones(())
             else:
                 parts[name] = hard.sum() / known.sum().clamp(min=1)
-            total = total + weight * parts[name]
+                present[name] = known.any().to(parts[name].dtype)
+        beside = None
         if self.pairs is not None:
             each = [compare_features(self.pairs.loss, *pair).mean() for pair in self.pairs.take()]
             parts[FEATURES] = torch.stack(each).mean()
-            total = total + self.distill.feature_weight * parts[FEATURES]
-        return total, parts
+            beside = self.distill.feature_weight * parts[FEATURES]
+        return Losses(parts=parts, present=present, beside=beside)
+
+    @torch.no_grad()
+    def label_loss(self, name: str, prediction: Tensor, labels: Tensor) -> float:
+        """Mean loss of a task against labels alone, over the labelled samples; for validation."""
+        output = self.model.output(name)
+        known = known_rows(output, labels)
+        # Not by the classifier over training people, who are not those of a validation source.
+        loss = hard_loss(output, prediction.float(), labels, spec=self.loss)
+        return float(loss.sum() / known.sum().clamp(min=1))
 
     def _hard(self, name: str, prediction: Tensor, labels: Tensor) -> Tensor:
         output = self.model.output(name)

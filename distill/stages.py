@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from distill.balance import Balancing, balancer
 from distill.features import FeaturePairs
 from distill.identity import PeopleClassifier
 from distill.objective import Objective
+from distill.stopping import Stopping
 from distill.train import Progress, Trained, train
 from edgeface.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from edgeface.config import to_plain
@@ -28,17 +30,20 @@ from edgeface.metrics import main_metric
 from edgeface.models.network import MultiTaskNetwork, build_network, model_spec, take_over
 from edgeface.models.pretrained import load_published, published
 from edgeface.models.runner import TorchRunner
+from edgeface.models.taps import Taps, layer_shapes
 from edgeface.provenance import provenance
 from edgeface.specs import (
     FEATURES,
     IMAGENET,
     STAGES,
+    BalancerSpec,
     DistillSpec,
     LossSpec,
     ModelSpec,
     NetworkSpec,
     OutputSpec,
     Recipe,
+    StoppingSpec,
     StudentSpec,
     TeacherSpec,
     TrainSpec,
@@ -65,6 +70,7 @@ _LATER: Mapping[str, object] = {
     "feature_weight": DistillSpec.feature_weight,
     "taps": [],
 }
+WATCHES = 10  # validations of a training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,8 +193,16 @@ def rendered_px(model: ModelSpec, teacher: Checkpoint | None) -> int:
     return model.input_px if teacher is None else max(model.input_px, teacher.model.input_px)
 
 
-def watcher(data: TrainingData, model: ModelSpec) -> Callable[[nn.Module], Mapping[str, float]] | None:
-    """Gives the main metric of every task on the validation sources, as `task.metric`."""
+def watcher(
+    data: TrainingData, model: ModelSpec, *, objective: Objective | None = None
+) -> Callable[[nn.Module], Mapping[str, float]] | None:
+    """Gives the main metric of every task on the validation sources, as `task.metric`.
+
+    Args:
+        data: The run's data.
+        model: The network's input and outputs.
+        objective: Gives `task.loss` too, the mean loss against the labels.
+    """
     packs = data.validation(model.input_px)
     if not packs:
         return None
@@ -201,6 +215,12 @@ def watcher(data: TrainingData, model: ModelSpec) -> Callable[[nn.Module], Mappi
                 key = main_metric(TASKS[task], scores)
                 if key in scores:
                     rows.setdefault(f"{task}.{key}", float(scores[key]))
+            if objective is not None:
+                for output in model.outputs:
+                    if output.task in scored.labels:
+                        raw, labels = scored.outputs[output.name], scored.labels[output.task]
+                        loss = objective.label_loss(output.name, torch.from_numpy(raw), torch.from_numpy(labels))
+                        rows.setdefault(f"{output.task}.loss", loss)
         return rows
 
     return watch
@@ -289,7 +309,7 @@ def train_teacher(recipe: Recipe, data: TrainingData, folder: Path, *, report: R
         report: Told of progress.
     """
     spec = recipe.teacher
-    key = _with_start(stage_key("teacher", recipe, data, network=spec.network, spec=spec.train), spec)
+    key = _with_steps(stage_key("teacher", recipe, data, network=spec.network, spec=spec.train), spec)
     return _train_float("teacher", recipe, data, folder, spec=spec, key=key, teacher=None, report=report)
 
 
@@ -318,7 +338,7 @@ def train_student(
             "teacher": "" if teacher is None else teacher.sha256,
         }
     )
-    key = _with_start(key, spec)
+    key = _with_steps(key, spec)
     return _train_float("student", recipe, data, folder, spec=spec, key=key, teacher=teacher, report=report)
 
 
@@ -342,6 +362,8 @@ def _train_float(
     network = begin_network(spec, model, seed=seed)
     batches = batches_for(recipe, data, spec=spec.train, input_px=rendered_px(model, teacher), seed=seed)
     objective = objective_with(recipe, model, teacher=teacher, people=people_in(batches), network=network, seed=seed)
+    balancing = balancing_with(spec, objective, network)
+    stops = spec.stopping.mode != "none"
     trained = train(
         network,
         objective,
@@ -351,8 +373,10 @@ def _train_float(
         key=key,
         partial=partial_folder(folder),
         input_px=model.input_px,
-        watch=watcher(data, model),
+        watch=watcher(data, model, objective=objective if balancing is not None else None),
+        watches=spec.stopping.validations if stops else WATCHES,
         companions=objective.companions,
+        balancing=balancing,
         report=report,
     )
     checkpoint = save_stage(
@@ -390,8 +414,31 @@ def begin_network(spec: TeacherSpec | StudentSpec, model: ModelSpec, *, seed: in
     return network
 
 
+def balancing_with(
+    spec: TeacherSpec | StudentSpec, objective: Objective, network: MultiTaskNetwork
+) -> Balancing | None:
+    """What takes the steps where the recipe balances or stops tasks; None where it does neither."""
+    if spec.balancer == BalancerSpec() and spec.stopping.mode == "none":
+        return None
+    taps = Taps(network, [FEATURES])
+    return Balancing(
+        objective,
+        balancer(objective.weights, spec.balancer, features=layer_shapes(network)[FEATURES][0]),
+        stopping=None if spec.stopping.mode == "none" else Stopping(tuple(objective.weights), spec.stopping),
+        features=lambda: taps.take()[0],
+        network=network,
+    )
+
+
+def _with_steps(key: str, spec: TeacherSpec | StudentSpec) -> str:
+    """A stage's digest with the weights it starts from, and with how it balances and stops tasks."""
+    key = _with_start(key, spec)
+    steps = {name: to_plain(getattr(spec, name)) for name in ("balancer", "stopping")}
+    default = {"balancer": to_plain(BalancerSpec()), "stopping": to_plain(StoppingSpec())}
+    return key if steps == default else sha256_json({"stage": key, **steps})
+
+
 def _with_start(key: str, spec: TeacherSpec | StudentSpec) -> str:
-    """A stage's digest with the weights it starts from."""
     start = spec.transfer.start
     if not start:
         return key

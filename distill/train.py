@@ -103,6 +103,36 @@ def learning_rate(step: int, *, steps: int, warmup: int, peak: float) -> float:
     return peak * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
+class Steps(Protocol):
+    """What takes the place of a plain loss where tasks are balanced or stopped: see distill.balance.Balancing."""
+
+    @property
+    def companions(self) -> Mapping[str, nn.Module]: ...
+
+    @property
+    def rate(self) -> float: ...
+
+    @property
+    def finetunes(self) -> bool: ...
+
+    def begin_epoch(self) -> None: ...
+
+    def backward(
+        self,
+        outputs: Mapping[str, Tensor],
+        images: Tensor,
+        labels: Mapping[str, Tensor],
+        *,
+        differentiate: Callable[[Tensor], None],
+    ) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+    def after_step(
+        self, images: Tensor, labels: Mapping[str, Tensor], forward: Callable[[], Mapping[str, Tensor]]
+    ) -> None: ...
+
+    def validated(self, metrics: Mapping[str, float]) -> dict[str, float]: ...
+
+
 def _optimizer(network: nn.Module, companions: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
     parameters = [p for p in (*network.parameters(), *companions.parameters()) if p.requires_grad]
     decayed, plain = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
@@ -206,6 +236,7 @@ def train(
     watches: int = 10,
     before_step: Callable[[nn.Module, int, int], None] | None = None,
     companions: nn.Module | None = None,
+    balancing: Steps | None = None,
     report: Callable[[Progress], None] | None = None,
 ) -> Trained:
     """Train a network; go on where `partial` left off.
@@ -225,6 +256,7 @@ def train(
         before_step: Called with (network, step, steps) before each step: milestones of quantization-aware training.
         companions: What `loss` trains beside the network, such as a classifier over people: it has the same optimiser
             and is part of the step checkpoints, but neither averaged nor part of `Trained.weights`.
+        balancing: Takes the steps in place of `loss`, where tasks are balanced or stopped early.
         report: Told of progress about once a second.
 
     Raises:
@@ -243,6 +275,11 @@ def train(
     network.to(device=fabric.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     companions = (nn.Module() if companions is None else companions).to(fabric.device).train()
     optimizer = _optimizer(network, companions, spec)
+    steering = nn.ModuleDict({} if balancing is None else dict(balancing.companions)).to(fabric.device)
+    # Apart from the network's, or clipping would weigh their gradients against each other.
+    learned = list(steering.parameters())
+    steered = torch.optim.Adam(learned) if learned else None
+    optimizers = {"optimizer": optimizer} | ({} if steered is None else {"steered": steered})
     average = _Average(network, spec.ema) if spec.ema else None
     rows: list[dict[str, float | int | str]] = []
     done, seconds_before, samples = 0, 0.0, 0
@@ -251,7 +288,9 @@ def train(
     if resumed is not None:
         tensors, facts = resumed
         done, seconds_before, samples, rows = facts["step"], facts["seconds"], facts["samples"], facts["rows"]
-        _restore(tensors, network=network, companions=companions, optimizer=optimizer, average=average)
+        _restore(
+            tensors, network=network, companions=companions, steering=steering, optimizers=optimizers, average=average
+        )
 
     model, prepared = fabric.setup(network, optimizer)
     started = last_saved = last_report = time.monotonic()
@@ -261,7 +300,9 @@ def train(
     def save() -> None:
         _save_partial(
             partial,
-            tensors=_collect(network=network, companions=companions, optimizer=optimizer, average=average),
+            tensors=_collect(
+                network=network, companions=companions, steering=steering, optimizers=optimizers, average=average
+            ),
             facts={
                 "key": key,
                 "step": done,
@@ -274,6 +315,8 @@ def train(
 
     with _interruptible() as interrupted:
         while done < steps:
+            if balancing is not None and done % per_epoch == 0:
+                balancing.begin_epoch()
             for batch in batches.epoch(done // per_epoch, start_step=done % per_epoch):
                 if before_step is not None:
                     before_step(network, done, steps)
@@ -283,9 +326,20 @@ def train(
                 rate = learning_rate(done, steps=steps, warmup=warmup, peak=spec.lr)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
+                    if balancing is not None and balancing.finetunes:
+                        group["weight_decay"] = 0.0
+                if steered is not None and balancing is not None:
+                    steered.param_groups[0]["lr"] = rate * balancing.rate
                 images = fabric.to_device(batch.images).contiguous(memory_format=torch.channels_last)
                 labels = {name: fabric.to_device(value) for name, value in batch.labels.items()}
-                total, parts = loss(model(shrink(images, input_px)), images, labels)
+                pictures = shrink(images, input_px)
+                prepared.zero_grad()
+                steering.zero_grad()
+                if balancing is None:
+                    total, parts = loss(model(pictures), images, labels)
+                    fabric.backward(total)
+                else:
+                    total, parts = balancing.backward(model(pictures), images, labels, differentiate=fabric.backward)
                 value = float(total.detach())
                 if not math.isfinite(value):
                     raise DataError(
@@ -294,11 +348,13 @@ def train(
                         where=str(partial.parent),
                         do="Lower the learning rate or look at these samples' labels; the last step checkpoint stands",
                     )
-                prepared.zero_grad()
-                fabric.backward(total)
                 if spec.clip:
                     fabric.clip_gradients(model, prepared, max_norm=spec.clip, error_if_nonfinite=False)
                 prepared.step()
+                if steered is not None:
+                    steered.step()
+                if balancing is not None:
+                    balancing.after_step(images, labels, lambda pictures=pictures: model(pictures))  # type: ignore[misc]
                 done += 1
                 samples += len(images)
                 if average is not None:
@@ -311,6 +367,8 @@ def train(
                 watched: Mapping[str, float] = {}
                 if watch is not None and (done * watches // steps > (done - 1) * watches // steps):
                     watched = _watch(network, watch, average=average)
+                    if balancing is not None:
+                        watched = {**watched, **balancing.validated(watched)}
                 if watched or now - last_report > 1.0 or done == steps:
                     count = done - reported_step
                     progress = Progress(
@@ -369,14 +427,21 @@ def _watch(
 
 
 def _collect(
-    *, network: nn.Module, companions: nn.Module, optimizer: torch.optim.Optimizer, average: _Average | None
+    *,
+    network: nn.Module,
+    companions: nn.Module,
+    steering: nn.Module,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    average: _Average | None,
 ) -> dict[str, Tensor]:
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     tensors |= {f"companions.{name}": tensor for name, tensor in companions.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
-            if value is not None:
-                tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
+    tensors |= {f"steering.{name}": tensor for name, tensor in steering.state_dict().items()}
+    for lead, optimizer in optimizers.items():
+        for index, state in optimizer.state_dict()["state"].items():
+            for name, value in state.items():
+                if value is not None:
+                    tensors[f"{lead}.{index}.{name}"] = torch.as_tensor(value)
     if average is not None:
         tensors |= {f"average.{name}": tensor for name, tensor in average.tensors.items()}
     return tensors
@@ -387,18 +452,19 @@ def _restore(
     *,
     network: nn.Module,
     companions: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    steering: nn.Module,
+    optimizers: Mapping[str, torch.optim.Optimizer],
     average: _Average | None,
 ) -> None:
-    for module, lead in ((network, "network."), (companions, "companions.")):
+    for module, lead in ((network, "network."), (companions, "companions."), (steering, "steering.")):
         module.load_state_dict({n.removeprefix(lead): t for n, t in tensors.items() if n.startswith(lead)})
-    plain = optimizer.state_dict()
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": plain["param_groups"]})
+    for lead, optimizer in optimizers.items():
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith(f"{lead}."):
+                _, index, key = name.split(".", 2)
+                state.setdefault(int(index), {})[key] = tensor
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     if average is not None:
         for name, tensor in average.tensors.items():
             tensor.copy_(tensors[f"average.{name}"])

@@ -26,6 +26,19 @@ IMAGENET = "imagenet"  # a start that is no folder
 CORPORA = ("synthetic", "folder", "mtfl", "fairface", "ferplus", "mebeauty", "london")
 OPTIMIZERS = ("adamw", "sgd")
 DTYPES = ("fp32", "bf16")
+BALANCERS = (
+    "fixed",
+    "uncertainty",
+    "learned",
+    "naive-dynamic",
+    "dynamic",
+    "gradnorm",
+    "dwa",
+    "famo",
+    "pcgrad",
+    "aligned",
+)
+STOPPING = ("none", "each", "all")
 CALIBRATIONS = ("minmax", "ema", "percentile", "mse")
 LANDMARK_LOSSES = ("wing", "l2", "smooth_l1")
 
@@ -334,6 +347,72 @@ class TrainSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BalancerSpec:
+    """How the losses of several tasks become one step; on top of the recipe's task weights.
+
+    Attributes:
+        name: One of BALANCERS.
+        rate: Learning rate of what the balancer learns, over the network's.
+        alpha: Of "gradnorm": how strongly slower tasks are favoured.
+        temperature: Of "dwa": higher is nearer to equal weights.
+        sigma: Of "dynamic": keeps a task whose loss vanishes from an infinite say.
+        floor: Of "learned" and "gradnorm": least weight of a task.
+    """
+
+    ALONE: ClassVar[str] = "name"
+
+    name: str = "fixed"
+    rate: float = 1.0
+    alpha: float = 1.5
+    temperature: float = 2.0
+    sigma: float = 0.01
+    floor: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _refuse(
+            _unless_one_of(BALANCERS, "name", self.name),
+            _unless(0.0 < self.rate <= 1000.0, "rate", self.rate, "above 0, at most 1000"),
+            _unless(0.0 <= self.alpha <= 10.0, "alpha", self.alpha, "0 to 10"),
+            _unless(0.0 < self.temperature <= 1000.0, "temperature", self.temperature, "above 0, at most 1000"),
+            _unless(0.0 < self.sigma <= 1.0, "sigma", self.sigma, "above 0, at most 1"),
+            _unless(0.0 < self.floor < 1.0, "floor", self.floor, "a number in (0, 1)"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoppingSpec:
+    """Early stopping of auxiliary tasks; the first task of the recipe is the main one and never stops.
+
+    Attributes:
+        mode: "none"; "each" stops a task when its criterion exceeds the threshold; "all" stops every auxiliary task
+            when the mean of their criteria does.
+        window: Validations the criterion looks back on.
+        threshold: The criterion's bound.
+        validations: How often a training is validated.
+    """
+
+    ALONE: ClassVar[str] = "mode"
+
+    mode: str = "none"
+    window: int = 5
+    threshold: float = 1.0
+    validations: int = 30
+
+    def __post_init__(self) -> None:
+        _refuse(
+            _unless_one_of(STOPPING, "mode", self.mode),
+            _unless(1 <= self.window <= 100, "window", self.window, "1 to 100 validations"),
+            _unless(math.isfinite(self.threshold), "threshold", self.threshold, "a number"),
+            _unless(
+                self.window < self.validations <= 1000,
+                "validations",
+                self.validations,
+                "more than the window, at most 1000",
+            ),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TransferSpec:
     """Where a network's trunk starts from.
 
@@ -367,6 +446,8 @@ class TeacherSpec:
     network: NetworkSpec = field(default_factory=lambda: NetworkSpec(backbone="vgg16"))
     train: TrainSpec = field(default_factory=TrainSpec)
     transfer: TransferSpec = field(default_factory=TransferSpec)
+    balancer: BalancerSpec = field(default_factory=BalancerSpec)
+    stopping: StoppingSpec = field(default_factory=StoppingSpec)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -374,6 +455,8 @@ class StudentSpec:
     network: NetworkSpec = field(default_factory=lambda: NetworkSpec(backbone="edge_s"))
     train: TrainSpec = field(default_factory=TrainSpec)
     transfer: TransferSpec = field(default_factory=TransferSpec)
+    balancer: BalancerSpec = field(default_factory=BalancerSpec)
+    stopping: StoppingSpec = field(default_factory=StoppingSpec)
 
     def __post_init__(self) -> None:
         pooled = self.network.activation == "prelu" and self.network.backbone != "edge_s"

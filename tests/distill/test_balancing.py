@@ -1,0 +1,159 @@
+"""Balancers and early stopping inside the training loop."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from distill.balance import Balancing, balancer
+from distill.objective import Objective
+from distill.stages import balancing_with
+from distill.stopping import Stopping
+from distill.train import Trained, train
+from edgeface import specs
+from edgeface.errors import InterruptedRun
+from edgeface.models.network import build_network, model_spec
+from edgeface.models.taps import Taps
+from edgeface.specs import (
+    FEATURES,
+    BalancerSpec,
+    DistillSpec,
+    LossSpec,
+    NetworkSpec,
+    StoppingSpec,
+    StudentSpec,
+    TrainSpec,
+    output_spec,
+)
+
+TRAIN = TrainSpec(epochs=4, batch=16, lr=3e-3, warmup_epochs=0.5, checkpoint_s=1e-9)
+NETWORK = NetworkSpec(backbone="edge_s", width=0.25, input_px=32, dropout=0.1)
+MODEL = model_spec(NETWORK, (output_spec("gender"), output_spec("smile")))
+WEIGHTS = {"gender": 1.0, "smile": 0.5}
+
+
+@dataclass
+class Batch:
+    images: Tensor
+    labels: dict[str, Tensor]
+    ids: Tensor
+
+
+class Batches:
+    """Five steps an epoch: gender is how bright a picture is, smile how red; every third smile has no label."""
+
+    steps_per_epoch = 5
+
+    def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[Batch]:
+        for step in range(start_step, self.steps_per_epoch):
+            generator = torch.Generator().manual_seed(epoch * 100 + step)
+            level, red = torch.rand(2, 16, generator=generator)
+            images = 200.0 * level[:, None, None, None].expand(16, 3, 32, 32).clone()
+            images[:, 0] += 55.0 * red[:, None, None]
+            smile = (red > 0.5).long()
+            smile[::3] = -1
+            yield Batch(images, {"gender": (level > 0.5).long(), "smile": smile}, torch.arange(16))
+
+
+def fit(
+    folder: Path,
+    *,
+    name: str = "fixed",
+    stopping: StoppingSpec | None = None,
+    stop_at: int | None = None,
+    watch: bool = False,
+) -> Trained:
+    network = build_network(NETWORK, MODEL, seed=3)
+    objective = Objective(model=MODEL, weights=WEIGHTS, loss=LossSpec(), distill=DistillSpec())
+    taps = Taps(network, [FEATURES])
+    balancing = Balancing(
+        objective,
+        balancer(WEIGHTS, BalancerSpec(name=name), features=network.heads["gender"].in_features),
+        stopping=None if stopping is None else Stopping(tuple(WEIGHTS), stopping),
+        features=lambda: taps.take()[0],
+        network=network,
+    )
+
+    def before(network: nn.Module, step: int, steps: int) -> None:
+        if step == stop_at:
+            signal.raise_signal(signal.SIGINT)
+
+    def validation(network: nn.Module) -> Mapping[str, float]:
+        return {"gender.loss": 0.4, "smile.loss": 9.0}
+
+    return train(
+        network,
+        objective,
+        Batches(),
+        spec=TRAIN,
+        seed=7,
+        key="k",
+        partial=folder,
+        input_px=32,
+        before_step=before,
+        balancing=balancing,
+        watch=validation if watch else None,
+    )
+
+
+def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("name", specs.BALANCERS)
+def test_a_balanced_training_resumes_to_the_same_bits(name: str, tmp_path: Path) -> None:
+    whole = fit(tmp_path / "a", name=name)
+    with pytest.raises(InterruptedRun):
+        fit(tmp_path / "b", name=name, stop_at=11)
+    assert same(fit(tmp_path / "b", name=name).weights, whole.weights)
+
+
+def test_the_fixed_balancer_is_the_plain_objective(tmp_path: Path) -> None:
+    network = build_network(NETWORK, MODEL, seed=3)
+    objective = Objective(model=MODEL, weights=WEIGHTS, loss=LossSpec(), distill=DistillSpec())
+    options = {"spec": TRAIN, "seed": 7, "key": "k", "partial": tmp_path / "p", "input_px": 32}
+    plain = train(network, objective, Batches(), **options)  # type: ignore[arg-type]
+    balanced = fit(tmp_path / "a").weights
+    close = [np.allclose(plain.weights[n].numpy(), balanced[n].numpy(), atol=1e-4) for n in balanced]
+    assert all(close)  # sums in another order, through twenty steps
+    other = fit(tmp_path / "b", name="dynamic").weights
+    assert not all(np.allclose(plain.weights[n].numpy(), other[n].numpy(), atol=1e-4) for n in balanced)
+
+
+def test_a_stopped_task_leaves_its_head_as_it_is(tmp_path: Path) -> None:
+    spec = StoppingSpec(mode="each", window=1, threshold=0.0, validations=4)
+    stopped = fit(tmp_path / "a", stopping=spec, watch=True)
+    going = fit(tmp_path / "b", stopping=StoppingSpec(mode="none", window=1, validations=4), watch=True)
+    assert not torch.equal(stopped.weights["heads.smile.weight"], going.weights["heads.smile.weight"])
+    rows = stopped.curve.splitlines()
+    column = rows[0].split(",").index("smile.active")
+    active = [float(row.split(",")[column]) for row in rows[1:]]
+    assert active[0] == 1.0
+    assert active[-1] == 0.0
+    main = rows[0].split(",").index("gender.active")
+    assert {row.split(",")[main] for row in rows[1:]} == {"1"}
+
+
+def test_a_training_with_early_stopping_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    spec = StoppingSpec(mode="all", window=1, threshold=0.0, validations=4)
+    whole = fit(tmp_path / "a", stopping=spec, watch=True)
+    with pytest.raises(InterruptedRun):
+        fit(tmp_path / "b", stopping=spec, watch=True, stop_at=15)
+    again = fit(tmp_path / "b", stopping=spec, watch=True)
+    assert same(again.weights, whole.weights)
+    assert again.curve == whole.curve
+
+
+def test_a_recipe_without_balancer_or_stopping_trains_as_it_always_did() -> None:
+    network = build_network(NETWORK, MODEL, seed=3)
+    objective = Objective(model=MODEL, weights=WEIGHTS, loss=LossSpec(), distill=DistillSpec())
+    assert balancing_with(StudentSpec(), objective, network) is None
+    for spec in (StudentSpec(balancer=BalancerSpec(name="dwa")), StudentSpec(stopping=StoppingSpec(mode="each"))):
+        assert balancing_with(spec, objective, network) is not None
