@@ -875,6 +875,9 @@ class OpenvinoRunner:
         self._model = _read(path)
         if len(self._model.inputs) != 1:
             raise UnsupportedError(f"{len(self._model.inputs)} inputs", expected="one, a picture", where=str(path))
+        sides = self._model.input(0).get_partial_shape()
+        if len(sides) > 1 and sides[0].is_dynamic and all(side.is_static for side in list(sides)[1:]):
+            self._model.reshape([1, *(side.get_length() for side in list(sides)[1:])])
         if not self._model.input(0).get_partial_shape().is_static:
             raise UnsupportedError(
                 f"an input of shape {self._model.input(0).get_partial_shape()}",
@@ -974,7 +977,7 @@ class OpenvinoRunner:
 
 
 def _plain(told: Any, key: str) -> Any:
-    value = told.get(key, "")
+    value = told[key] if key in told else ""  # noqa: SIM401 (it is no dict and has no `get`)
     return getattr(value, "value", value)
 
 

@@ -168,6 +168,28 @@ def test_our_onnx_with_a_float_input_channels_first_answers_the_same(run_folder:
         assert not all(np.allclose(wrong[name], values, rtol=0, atol=1e-3) for name, values in expected.items())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "picture"), [("openvino", ""), ("onnx", ""), ("ios", "mean = [0]\nstd = [1]\n")])
+def test_every_format_answers_through_a_description(
+    target: str, picture: str, run_folder: Path, tmp_path: Path
+) -> None:
+    ours = open_model(build(run_folder, target=target, out=tmp_path / "out"))
+    expected = ours.run(PICTURES)
+    path = tmp_path / "peer.toml"
+    file = next(file for file in (tmp_path / "out").rglob("*w8a8*") if file.suffix in (".xml", ".onnx", ".mlpackage"))
+
+    def answers(*, exchanged: bool = False) -> dict[str, NDArray[np.float32]]:
+        text = f'[input]\ncolour = "RGB"\n{picture}' + description_of(ours.spec, exchanged=exchanged)
+        path.write_text(text, encoding="utf-8")
+        return open_to_score(file, described=path).run(PICTURES)
+
+    assert all(np.array_equal(values, expected[name]) for name, values in answers().items())
+    executed: Any = ours
+    if target != "ios":  # edgeface's own executor says nothing of a device
+        assert sum(n for counts in executed.operations.values() for n in counts.values()) >= 8, "edge_s has 8 layers"
+    assert not np.array_equal(answers(exchanged=True)["gender"], expected["gender"])
+
+
 def test_file_that_nobody_described_is_refused_with_a_form_to_fill_in(bundle_folder: Path, tmp_path: Path) -> None:
     import onnx
 
