@@ -81,3 +81,14 @@ def test_what_was_tried_on_the_built_in_kernels_is_what_the_words_say() -> None:
     assert (round(min(costs), 1), round(max(costs), 1)) == (0.6, 5.3)
     shipped = [row for row in rows if row["variant"] == "as shipped"]
     assert {round(100 * (1 - row["exact_to_student"])) for row in shipped} >= {24, 57}
+
+
+def test_the_scorecards_tables_are_those_of_its_figures() -> None:
+    from edgeface.report.scorecard import from_json
+    from edgeface.report.table import as_markdown
+
+    figures = json.loads((RESULT.parent / "scorecard.json").read_text(encoding="utf-8"))
+    text = (RESULT.parent / "scorecard.md").read_text(encoding="utf-8")
+    assert as_markdown(from_json(figures, where="scorecard.json")) in text
+    figures["rows"][1]["tasks"]["gender"]["value"] += 0.01
+    assert as_markdown(from_json(figures, where="scorecard.json")) not in text

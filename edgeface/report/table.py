@@ -357,10 +357,10 @@ def as_markdown(card: Scorecard) -> str:
     printed = lines(card)
     conditions = card.conditions
     machine = conditions["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in conditions["versions"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(conditions["versions"].items()))
     parts = [
         f"{card.samples:,} faces of {card.source}"
-        + "".join(f", {count} skipped ({reason})" for reason, count in card.skipped.items())
+        + "".join(f", {count} skipped ({reason})" for reason, count in sorted(card.skipped.items()))
         + f". {card.licence}. {conditions['date']}, {machine['model']} ({', '.join(machine['flags'])}), "
         f"{machine['cores']} cores, commit {conditions['commit'] or 'unknown'}.",
         versions + ".",
@@ -411,7 +411,7 @@ def _markdown_thresholds(card: Scorecard) -> list[str]:
     heads = ["model", "runtime", "task", "as shipped", "recalibrated", "threshold", "calibration error"]
     rows = []
     for row in _told(card):
-        for name, cell in row.tasks.items():
+        for name, cell in sorted(row.tasks.items(), key=lambda task: list(TASKS).index(task[0])):
             if cell.recalibrated is not None and cell.ece is not None:
                 figures = [shown(cell.metric, cell.value), shown(cell.metric, cell.recalibrated["value"])]
                 figures += [f"{cell.recalibrated['threshold']:.3f}", f"{cell.ece:.3f}"]
@@ -429,7 +429,8 @@ def _markdown_thresholds(card: Scorecard) -> list[str]:
 def _moved(metric: str, gap: Gap) -> str:
     change, span = gap["gap_change_teacher"], gap["gap_change_interval"]
     ends = None if span is None else (scaled(metric, span[0]), scaled(metric, span[1]))
-    text = with_interval(None if change is None else scaled(metric, change), ends)
+    text = signed(None if change is None else scaled(metric, change))
+    text += "" if ends is None else f" ({signed(ends[0])} to {signed(ends[1])})"
     return f"**{text}**" if is_real(ends) else text
 
 
@@ -438,8 +439,8 @@ def _markdown_gaps(card: Scorecard) -> list[str]:
         return []
     words = (
         f"Best group minus worst, of groups of {card.subgroups[0]['minimum']} labelled faces or more, with a 95 % "
-        "interval (bootstrap inside each group), and its change from the teacher's, ± half the width of that one's "
-        "interval. All other rows are in the JSON."
+        "interval (bootstrap inside each group), and its change from the teacher's with that one's. "
+        "All other rows are in the JSON."
     )
     heads = ["task", "by", "model", "runtime", "groups", "gap", "95 %", "Δ teacher"]
     rows = []

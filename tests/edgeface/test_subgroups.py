@@ -118,7 +118,7 @@ def test_scorecard_holds_writes_and_prints_the_gaps() -> None:
     text = as_markdown(card)
     assert "a 100.00 (200), b 70.00 (100)" in text
     assert "| 30.00 |" in text
-    assert "| **+25.00 ±" in text
+    assert "| **+25.00 (+1" in text
     spoilt = json.loads(json.dumps(card.as_json()))
     del spoilt["subgroups"][0]["rows"][0]["gap"]
     with pytest.raises(Exception, match="not a scorecard"):
