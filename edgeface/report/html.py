@@ -423,7 +423,7 @@ def _cell(cell: Cell) -> dict[str, Any]:
         ("student", cell.delta_student, cell.interval),
     ):
         if delta is not None:
-            real = ends is not None and not ends[0] <= 0 <= ends[1]
+            real = ends is not None and not ends[0] <= 0 <= ends[1] and signed(delta) != "0.00"
             printed.append({"label": label, "text": with_interval(delta, ends), "real": real})
     printed += _agreed(cell.agreement)
     kind = {True: "good", False: "bad", None: ""}[cell.within_budget]
@@ -513,9 +513,14 @@ def _compared(card: Scorecard, ship: Row | None) -> list[Row]:
     return [*wanted, ship] if ship is not None and ship not in wanted else wanted
 
 
+def _called(row: Row) -> str:
+    """A name short enough for a legend: of teacher and student there is one each."""
+    return row.role if row.role in (TEACHER, STUDENT) else row.model
+
+
 def _reliability(card: Scorecard, ship: Row | None, task: str) -> Plot | None:
     models = [
-        (row.role, row.model, cell.calibration, cell.ece)
+        (row.role, _called(row), cell.calibration, cell.ece)
         for row in _compared(card, ship)
         if (cell := row.tasks.get(task)) is not None
     ]
@@ -560,9 +565,10 @@ def _groups(card: Scorecard | None, ship: Row | None) -> list[Plot | None]:
     """A chart for each task and way of grouping, the clearest gaps first."""
     if card is None:
         return []
-    entries = sorted(card.subgroups, key=lambda entry: -_clear(entry, ship))
     found = []
-    for entry in entries:
+    for entry in _by_clearness(card, ship):
+        if entry["by"] == entry["task"]:
+            continue  # the confusion of that task says it already
         metric = entry["metric"]
         models = []
         for role, row in _subgroup_rows(entry, card, ship):
@@ -571,7 +577,8 @@ def _groups(card: Scorecard | None, ship: Row | None) -> list[Plot | None]:
                 wilson(value, group["n"]) if metric == "accuracy" and value is not None else None
                 for value, group in zip(row["values"], entry["groups"], strict=True)
             ]
-            models.append(Group(role=role, model=row["model"], values=values, spans=spans))
+            called = role if role in (TEACHER, STUDENT) else row["model"]
+            models.append(Group(role=role, model=called, values=values, spans=spans))
         stem = re.sub(r"[^a-z0-9]+", "-", f"{entry['task']}-by-{entry['by']}".lower())
         found.append(
             plots.group_chart(
@@ -597,6 +604,15 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     return 100 * (middle - half), 100 * (middle + half)
 
 
+def _by_clearness(card: Scorecard, ship: Row | None) -> list[Subgroups]:
+    """The clearest gaps first; of two divisions into the same faces, such as one by a column that never varies, one."""
+    kept: dict[str, Subgroups] = {}
+    for entry in card.subgroups:
+        same = [entry["task"], [group["n"] for group in entry["groups"]], [row["values"] for row in entry["rows"]]]
+        kept.setdefault(str(same), entry)
+    return sorted(kept.values(), key=lambda entry: -_clear(entry, ship))
+
+
 def _clear(entry: Subgroups, ship: Row | None) -> float:
     """How far a gap stands out from its own uncertainty: gaps of years and of shares compare so."""
     rows = [row for row in entry["rows"] if ship and (row["model"], row["runtime"]) == (ship.model, ship.runtime)]
@@ -612,7 +628,7 @@ def _gaps(card: Scorecard, ship: Row | None) -> dict[str, Any]:
         return {}
     models = [row.model for row in _compared(card, ship)]
     rows: list[dict[str, Any]] = []
-    for entry in sorted(card.subgroups, key=lambda entry: -_clear(entry, ship)):
+    for entry in _by_clearness(card, ship):
         texts = {}
         for _, row in _subgroup_rows(entry, card, ship):
             if row["gap"] is None:
@@ -620,6 +636,9 @@ def _gaps(card: Scorecard, ship: Row | None) -> dict[str, Any]:
             span, change, metric = row["gap_interval"], row["gap_change_teacher"], entry["metric"]
             ends = "" if span is None else f" [{shown(metric, span[0])}, {shown(metric, span[1])}]"
             moved = "" if change is None else signed(scaled(metric, change))
+            if moved and row["gap_change_interval"] is not None:
+                low, high = row["gap_change_interval"]
+                moved += f" [{signed(scaled(metric, low))}, {signed(scaled(metric, high))}]"
             texts[row["model"]] = (shown(metric, row["gap"]) + ends, moved)
         cells = [texts.get(model, ("–", "")) for model in models]
         rows.append({"task": entry["task"], "by": entry["by"], "metric": title(entry["metric"]), "cells": cells})

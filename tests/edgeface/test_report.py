@@ -508,6 +508,7 @@ def subgroup(gap: float) -> dict[str, Any]:
             "gap": width,
             "gap_interval": [width / 2, width * 2],
             "gap_change_teacher": change,
+            "gap_change_interval": None if change is None else [-0.01, 0.03],
         }
         for model, width, change in (("teacher", 0.05, None), ("a.w8a8.tflite", gap, 0.0123))
     ]
@@ -519,7 +520,7 @@ def subgroup(gap: float) -> dict[str, Any]:
 def test_subgroups_show_gap_interval_and_change(card: Scorecard) -> None:
     made = page(name="x", cards=[replace(card, subgroups=[subgroup(0.07)])])
     text = Page(made.html).text
-    for said in ("pose by skin", "7.00 [3.50, 14.00]", "change +1.23", "30 labelled faces or more"):
+    for said in ("pose by skin", "7.00 [3.50, 14.00]", "change +1.23 [-1.00, +3.00]", "30 labelled faces or more"):
         assert said in text
     (chart,) = (plot for plot in made.plots if plot.name.startswith("groups-"))
     dots = [
