@@ -106,7 +106,8 @@ def main() -> None:
             replaced = {key(row) for row in new}
             before = json.loads(arguments.out.read_text(encoding="utf-8"))["rows"] if arguments.out.is_file() else []
             rows = sorted([*(row for row in before if key(row) not in replaced), *new], key=key)
-            conditions = {"machine": cpu(), "versions": {**versions(), **found.versions}, "commit": commit()}
+            there = {"versions_there": found.versions, "emulator": found.detail.partition(" under ")[2]}
+            conditions = {"machine": cpu(), "versions": versions(), **there, "commit": commit()}
             write_json(arguments.out, {"schema": 1, "rows": rows, "conditions": conditions})
             write_table(arguments.out, rows)
             for row in new:
@@ -121,8 +122,9 @@ def write_table(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 WORDS = """# ARM64 against x86-64
 
 `python -m benchmarks.arm64 BUNDLE... [--data SOURCE]`, conditions in the JSON. Each file on four processors, imitated
-by qemu 7.2's user mode, against the same kernels on the machine of the JSON: "same bits" is every value of every output.
-Faces are the bundle's 24 golden ones and more, drawn or of a corpus. "tasks": what the worst task metric lost, in points.
+by qemu 7.2's user mode, against the same kernels on the machine of the JSON: "same bits" is every value of every
+output. Faces are the bundle's 24 golden ones and more, drawn or of a corpus. "tasks": what the worst task metric lost,
+in points.
 
 w8a8 by XNNPACK has the same bits on every processor: Armv8.0 (a53, a72) and Armv8.2 with dot products (a76, n1) run
 other kernels than each other and than x86, and all follow the one rule `xnnpack` of quantize/grid.py.

@@ -118,7 +118,7 @@ def require(architecture: str) -> Path:
     """As `find`.
 
     Raises:
-        MissingToolError: There is none; the command that makes it is in the message.
+        MissingToolError: There is none, or its files were altered; the command that makes it is in the message.
     """
     place = find(architecture)
     if place is None:
@@ -127,6 +127,13 @@ def require(architecture: str) -> Path:
             expected="a self-contained Python with LiteRT",
             where=str(folder(architecture)),
             do=f"Type: {command(architecture)}",
+        )
+    if wrong := altered(place):
+        raise MissingToolError(
+            f"{wrong[0]!r} is not as it was made" + (f", nor are {len(wrong) - 1} others" if wrong[1:] else ""),
+            expected="the runtime as it was installed",
+            where=str(place),
+            do=f"Delete that folder, then type: {command(architecture)}",
         )
     return place
 
@@ -230,7 +237,11 @@ def install(architecture: Architecture, *, trial: Sequence[str] = ()) -> Path:
 
 def altered(place: Path) -> list[str]:
     """Files of a runtime that are missing, added or not as they were made; empty for a whole one."""
-    recorded, found = read(place).get("files", {}), _digest(place)
+    manifest = read(place)
+    recorded, found = dict(manifest.get("files", {})), _digest(place)
+    packed = archive_of(place)
+    recorded[packed.name] = manifest.get("archive_sha256", "")
+    found[packed.name] = sha256_file(packed) if packed.is_file() else ""
     return sorted(name for name in recorded.keys() | found.keys() if recorded.get(name) != found.get(name))
 
 

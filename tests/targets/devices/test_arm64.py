@@ -201,9 +201,27 @@ def test_what_is_not_installed_names_the_command(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("EDGEFACE_CACHE", str(tmp_path))
     with pytest.raises(MissingToolError, match="doctor --install arm64"):
         Arm64().run(write_job(tmp_path / "job"), told=lambda line: None)
-    monkeypatch.setattr(runtime, "find", lambda architecture: tmp_path)
+    monkeypatch.setattr(runtime, "require", lambda architecture: tmp_path)
     with pytest.raises(MissingToolError, match=r"emulator.*doctor --install arm64"):
         arm64.require()
+
+
+def test_what_is_said_of_the_processors_is_the_committed_result() -> None:
+    from benchmarks.arm64 import RESULTS, markdown
+
+    root = Path(__file__).resolve().parents[3]
+    rows = json.loads((root / RESULTS).read_text(encoding="utf-8"))["rows"]
+    words = (root / RESULTS).with_suffix(".md").read_text(encoding="utf-8")
+    assert markdown(rows) in words
+    integer = [row for row in rows if row["precision"] == "w8a8" and row["runtime"] == "tflite-xnnpack"]
+    assert all(row["bit_identical"] is True and row["outcome"] == "PASS" for row in integer)
+    default = [row for row in integer if row["network"] == "edge_s" and row["data"] == "drawn"]
+    assert {row["cpu"] for row in default} == set(CPUS)
+    assert all(row["faces"] >= 64 for row in default)
+    # Twins: the built-in kernels differ, and another figure is not in the table.
+    assert not any(row["bit_identical"] for row in rows if row["runtime"] == "tflite-builtin")
+    rows[0]["faces"] += 1
+    assert markdown(rows) not in words
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,9 @@ def stand_in(architecture: str) -> Path:
     (place / runtime.PYTHON).write_bytes(b"python")
     runtime.archive_of(place).write_bytes(b"packed")
     files = {runtime.PYTHON: hashlib.sha256(b"python").hexdigest()}
-    write_json(place / runtime.MANIFEST, {"pins": runtime.pins(architecture), "files": files})
+    packed = hashlib.sha256(b"packed").hexdigest()
+    manifest = {"pins": runtime.pins(architecture), "files": files, "archive_sha256": packed}
+    write_json(place / runtime.MANIFEST, manifest)
     return place
 
 
@@ -73,6 +75,11 @@ def test_a_runtime_counts_only_when_whole_and_of_these_pins(cache: Path, monkeyp
 def test_an_altered_runtime_is_noticed(cache: Path) -> None:
     place = stand_in("arm64")
     assert runtime.altered(place) == []
+    runtime.archive_of(place).write_bytes(b"Packed")
+    assert runtime.altered(place) == ["runtime.tar.gz"]
+    with pytest.raises(MissingToolError, match=r"'runtime\.tar\.gz' is not as it was made.*Delete.*--install arm64"):
+        runtime.archive("arm64")
+    runtime.archive_of(place).write_bytes(b"packed")
     (place / runtime.PYTHON).write_bytes(b"Python")
     (place / "more").write_bytes(b"")
     assert runtime.altered(place) == [runtime.PYTHON, "more"]
