@@ -261,7 +261,7 @@ def _wrapped(words: str) -> list[str]:
     """A heading in lines of about a cell's width."""
     from textwrap import wrap
 
-    return wrap(words, 14)
+    return wrap(words, 13)
 
 
 def _text(task: Sequence[Line], key: str, index: int) -> str:
@@ -389,7 +389,7 @@ def _table(card: Scorecard, name: str, task: Sequence[Line]) -> str:
     heads = ["model", "runtime", *(line.title for line in task)]
     rows = [
         [f"`{row.model}`", _where(row), *(_bold(line, index) for line in task)]
-        if name in row.tasks or name in row.unlabelled
+        if row.outcome != "NOT_RUN" or row.tasks or row.unlabelled
         else [f"`{row.model}`", row.runtime, f"NOT_RUN: {row.reason}", *[""] * (len(task) - 1)]
         for index, row in enumerate(card.rows)
     ]

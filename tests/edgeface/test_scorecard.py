@@ -238,6 +238,8 @@ def test_agreement_is_the_only_column_of_unlabelled_faces() -> None:
     assert "same answer" in text
     assert "94.00" in text
     assert "| `a.tflite` | torch | 94.00 |" in as_markdown(made)
+    assert "NOT_RUN" not in as_markdown(made)
+    assert "| `file0` |  | NOT_RUN: no tool |  |  |  |  |" in as_markdown(card("no tool"))
     assert from_json(json.loads(json.dumps(made.as_json())), where="here").as_json() == made.as_json()
 
 
