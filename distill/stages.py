@@ -308,9 +308,15 @@ def train_teacher(recipe: Recipe, data: TrainingData, folder: Path, *, report: R
         folder: Becomes the checkpoint; `folder.partial` beside it holds the step checkpoint meanwhile.
         report: Told of progress.
     """
+    key = teacher_key(recipe, data)
+    return _train_float("teacher", recipe, data, folder, spec=recipe.teacher, key=key, teacher=None, report=report)
+
+
+def teacher_key(recipe: Recipe, data: TrainingData) -> str:
+    """Digest of everything that the teacher's weights depend on, a start from other weights included."""
     spec = recipe.teacher
-    key = _with_steps(stage_key("teacher", recipe, data, network=spec.network, spec=spec.train), spec)
-    return _train_float("teacher", recipe, data, folder, spec=spec, key=key, teacher=None, report=report)
+    key = stage_key("teacher", recipe, data, network=spec.network, spec=spec.train)
+    return _with_steps(key, spec)
 
 
 def train_student(

@@ -87,12 +87,11 @@ def distill(recipe: Recipe, folder: Path, *, until: str | None = None, strict: b
 
 
 def _link_teacher(recipe: Recipe, data: TrainingData, folder: Path) -> None:
-    from distill.stages import stage_key
+    from distill.stages import teacher_key
     from edgeface.cli.console import note
     from edgeface.runs import share_teacher
 
-    spec = recipe.teacher
-    if share_teacher(folder, stage_key("teacher", recipe, data, network=spec.network, spec=spec.train)):
+    if share_teacher(folder, teacher_key(recipe, data)):
         note(f"teacher: the same one is already trained; linked from {(folder / 'teacher').readlink()}")
 
 

@@ -19,6 +19,7 @@ from distill.stages import (
     objective_with,
     people_in,
     stage_key,
+    teacher_key,
     train_student,
     train_teacher,
     training_data,
@@ -147,6 +148,9 @@ def test_a_start_is_part_of_what_a_result_is_recognised_by(
     spec = replace(recipe().teacher, transfer=TransferSpec(start=str(teacher.folder)))
     started = train_teacher(replace(recipe(), teacher=spec), data, tmp_path / "started")
     assert scratch.manifest["key"] == teacher.manifest["key"] != started.manifest["key"]
+    # What `edgeface distill` looks for among earlier runs, to link their teacher.
+    assert teacher_key(recipe(), data) == scratch.manifest["key"]
+    assert teacher_key(replace(recipe(), teacher=spec), data) == started.manifest["key"]
 
 
 def test_a_start_that_is_missing_or_does_not_fit_is_refused(teacher: Checkpoint, tmp_path: Path) -> None:
