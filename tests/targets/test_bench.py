@@ -240,6 +240,22 @@ def test_versions_are_those_of_the_runtime() -> None:
     assert runtime_version("nothing") == ""
 
 
+def test_the_committed_ratios_are_stable_and_their_table_is_theirs() -> None:
+    from benchmarks.bench_stability import ALLOWED_PERCENT, markdown, spread_percent
+
+    results = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+    found = json.loads((results / "bench_stability.json").read_text(encoding="utf-8"))
+    text = (results / "bench_stability.md").read_text(encoding="utf-8")
+
+    assert markdown(found) in text
+    for row in (*found["as_it_is"]["rows"], *found["neighbours"]["rows"]):
+        assert row["ratio_spread_percent"] == spread_percent(row["ratios"]) <= ALLOWED_PERCENT
+    # Twin: one ratio that moved is noticed.
+    found["as_it_is"]["rows"][1]["ratios"][0] *= 1.2
+    assert spread_percent(found["as_it_is"]["rows"][1]["ratios"]) > ALLOWED_PERCENT
+    assert markdown(found) not in text
+
+
 # The verbs.
 
 
