@@ -5,18 +5,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgeface.cli.main import main
 from edgeface.errors import DeviceError, MissingToolError, UsageError
-from targets.devices import guard, remote
+from targets.devices import arm64, guard, remote
+from targets.devices.job import run_job, subject
+from targets.devices.shipped import Faces, Shipped
 from targets.devices.ssh import CONFIG, Ssh, _Link
+from targets.litert import open_engine
 
 from .far import ECHO, install_runtime, left_behind, running, stand_in, write_job
 from .sshd import Sshd, find_sshd
@@ -405,4 +410,34 @@ def test_a_board_whose_file_was_altered_on_the_way_fails_twin(
     answer = json.loads(capsys.readouterr().out)
     assert answer["outcome"] == "FAIL"
     assert "sha256" in answer["reason"]
+    assert left_behind(server.device) == []
+
+
+@pytest.mark.slow
+def test_the_arm64_runtime_is_whole_where_it_was_unpacked(
+    start: Start, shipped: Shipped, faces: Faces, tmp_path: Path
+) -> None:
+    try:
+        arm64.install()
+    except MissingToolError as error:
+        pytest.skip(f"no runtime to push: {error}")
+    system = tmp_path / "system"
+    system.mkdir()
+    arm64.write_system(system, arm64.CPUS["a72"])
+    emulator = shlex.join([str(arm64.find_emulator()), "-cpu", "cortex-a72", "-L", str(system)])
+    # The device says that it is ARM64, and its `env`, with which the agent is started, puts the emulator before it.
+    stub(tmp_path / "stubs", "uname", "case $1 in -m) echo aarch64;; *) echo Linux;; esac")
+    words = f'shift; while case $1 in *=*) :;; *) false;; esac; do export "$1"; shift; done; exec {emulator} "$@"'
+    server = start(environment=(stub(tmp_path / "stubs", "env", words),))
+    one = subject(shipped.folder / "edge_s.w8a8.tflite", runtime="tflite-xnnpack")
+    images = faces.images[:4]
+    report = run_job(Ssh(server.target), [one], images=images, spec=shipped.spec, told=print)
+    (there,) = report.answers
+    assert there.fault == ""
+    assert report.machine["machine"] == "aarch64"
+    here = open_engine(one.path, runtime="tflite-xnnpack", threads=1).run(images)
+    for name, codes in here.items():
+        np.testing.assert_array_equal(there.outputs[name], codes)
+    other = open_engine(one.path, runtime="tflite-xnnpack", threads=1).run(faces.images[4:8])
+    assert any(not np.array_equal(there.outputs[name], codes) for name, codes in other.items())
     assert left_behind(server.device) == []
