@@ -209,7 +209,7 @@ def test_auto_counts_a_budget_against_the_teacher_from_the_teacher(
     student = load_checkpoint(run / "student")
     shutil.copytree(run / "student", run / "teacher")
     against_student = change("100.0")
-    # A teacher is run as it is, the student with its batch-norms folded: float32 rounding, in points of about a hundred.
+    # The teacher is run as it is, the student with its batch-norms folded: float32 rounding, in points of some hundred.
     assert change('{points = 100.0, vs = "teacher"}') == pytest.approx(against_student, abs=1e-3)
     weights = student.weights()
     weights["heads.landmarks5.bias"] += 0.05
