@@ -179,7 +179,7 @@ def model_spec(network: NetworkSpec, outputs: Sequence[OutputSpec]) -> ModelSpec
 
 
 def build_network(network: NetworkSpec, model: ModelSpec, *, seed: int = 0) -> MultiTaskNetwork:
-    """A freshly initialised network: Kaiming-normal trunk, heads that start at zero output."""
+    """A freshly initialised network: a normal trunk (see `initialise`), heads that start near zero output."""
     built = MultiTaskNetwork(network, model)
     generator = torch.Generator().manual_seed(seed)
     initialise(list(built.modules()), generator=generator)

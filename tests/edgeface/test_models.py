@@ -364,3 +364,15 @@ def test_a_frozen_prefix_gets_no_gradient_and_keeps_its_batch_norm(backbone: str
 def test_more_frozen_blocks_than_the_trunk_has_are_refused() -> None:
     with pytest.raises(ConfigError, match="0 to 13"):
         tiny("vgg16", seed=0).freeze(14)
+
+
+def test_weights_start_at_the_variance_their_non_linearity_needs() -> None:
+    for backbone, gain in (("tcdcn", 1.0), ("tcdcn_unshared", 1.0), ("tcdcn_relu", 2.0), ("vgg11", 2.0)):
+        network = NetworkSpec(backbone=backbone, width=0.5, input_px=40)
+        built = build_network(network, model_spec(network, OUTPUTS))
+        layer = next(m for m in reversed(list(built.backbone.modules())) if isinstance(m, nn.Linear | nn.Conv2d))
+        fan_in = layer.weight[0].numel()
+        # The variance of n normal draws has a deviation of sqrt(2/n) of itself; five of them.
+        tolerance = 5 * (2 / layer.weight.numel()) ** 0.5
+        assert float(layer.weight.detach().var()) * fan_in == pytest.approx(gain, rel=tolerance)
+        assert float(layer.weight.detach().var()) * fan_in != pytest.approx(3.0 - gain, rel=tolerance)  # the twin
