@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from edgeface.data.mebeauty import ETHNICITIES, read
+from edgeface.data.mebeauty import ETHNICITIES, FIFTHS, read
 from edgeface.errors import DataError
 
 HEADER = "image,split,beauty_1to10,gender,ethnicity"
@@ -42,6 +43,14 @@ def test_ratings_become_scores_and_the_scale_is_kept(tmp_path: Path) -> None:
     low, high = corpus.scales["beauty_score"]
     assert (low + corpus.labels["beauty_score"] * (high - low)).tolist() == [1.0, 10.0, 5.5]
     assert corpus.research_only
+
+
+def test_ratings_become_the_fifths_of_the_training_faces(tmp_path: Path) -> None:
+    ratings = ("1", "4.96", "4.97", "6.6", "7.26", "10")
+    rows = [f"images/0000{place % 5}.jpg,train,{rating},male,black" for place, rating in enumerate(ratings[:5])]
+    assert train(write(tmp_path, rows)).labels["beauty"].tolist() == [0, 0, 1, 3, 3]
+    assert bisect_right(FIFTHS, 10.0) == 4
+    assert bisect_right(FIFTHS, 7.26) != bisect_right(FIFTHS, 7.27)  # the twin: an edge decides
 
 
 def test_another_scale_gives_other_scores_twin(tmp_path: Path) -> None:
