@@ -70,12 +70,10 @@ def _fake_quant(network: MultiTaskNetwork, *, input_px: int):  # type: ignore[no
     return fake
 
 
-@pytest.fixture(scope="session")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """runs/tiny with a student and a qat checkpoint of edge_s."""
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    network = NetworkSpec(backbone="edge_s", width=0.25, input_px=32)
-    built = random_network("edge_s")
+def save_run(folder: Path, *, width: float = 0.25, input_px: int = 32) -> Path:
+    """A run of edge_s with a student and a qat checkpoint, at `folder`."""
+    network = NetworkSpec(backbone="edge_s", width=width, input_px=input_px)
+    built = random_network("edge_s", width=width, input_px=input_px)
     made = provenance(seed=0, licences=["Apache-2.0"], research_only=False)
     student = save_checkpoint(
         folder / "student",
@@ -91,7 +89,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         kind="qat",
         network=network,
         model=spec_of(network),
-        weights=qat_weights(_fake_quant(built, input_px=32)),
+        weights=qat_weights(_fake_quant(built, input_px=input_px)),
         provenance=made,
         extra={"made_from": {"student": student.sha256}},
     )
@@ -100,6 +98,19 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """runs/tiny with a narrow student and its qat checkpoint."""
+    return save_run(tmp_path_factory.mktemp("runs") / "tiny")
+
+
+@pytest.fixture(scope="session")
 def bundle_folder(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every android file of `run_folder`; tests must not change it."""
     return build(run_folder, out=tmp_path_factory.mktemp("out"))
+
+
+@pytest.fixture(scope="session")
+def default_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The w8a8 file of the default student at its full width and input; tests must not change it."""
+    run = save_run(tmp_path_factory.mktemp("runs") / "default", width=1.0, input_px=64)
+    return build(run, precisions=["w8a8"], out=tmp_path_factory.mktemp("out"))

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edgeface.cli.main import main
 from edgeface.errors import DeviceError, MissingToolError, UsageError
 from edgeface.files import sha256_file, write_json
 from edgeface.specs import NetworkSpec
@@ -293,6 +294,19 @@ def test_int8_is_the_same_to_the_bit_as_here(cpu: str, bundle_folder: Path, tmp_
         assert not np.array_equal(found[0][name][::-1], integer[name])  # Twin: other pictures' answers
     # Twin: one weight changed.
     assert any(not np.array_equal(found[2][name], integer[name]) for name in integer)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("cpu", CPUS)
+def test_the_default_student_passes_its_check_on_each_processor(
+    cpu: str, default_bundle: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["check", str(default_bundle), "--on", "arm64", "--cpu", cpu, "--json"])
+    answer = json.loads(capfd.readouterr().out)
+    assert (code, answer["outcome"], answer["bit_identical"]) == (0, "PASS", True)
+    assert answer["faces"] >= 64
+    assert answer["latency"] is None, "an imitated processor is never timed"
 
 
 @pytest.mark.slow
