@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.features import attention_transfer, hint, relational
+from distill.imbalance import imbalance_loss
 from edgeface.errors import DataError, ModelError, UnsupportedError
-from edgeface.specs import DistillSpec, LossSpec, OutputSpec
+from edgeface.specs import IMBALANCE_LOSSES, DistillSpec, LossSpec, OutputSpec
 from edgeface.tasks import TASKS, Kind
 
 LandmarkLoss = Callable[..., Tensor]
@@ -289,24 +290,28 @@ def require_shapes(output: OutputSpec, prediction: Tensor, labels: Tensor | None
         )
 
 
-def hard_loss(output: OutputSpec, prediction: Tensor, labels: Tensor, *, spec: LossSpec) -> Tensor:
+def hard_loss(
+    output: OutputSpec, prediction: Tensor, labels: Tensor, *, spec: LossSpec, weights: Tensor | None = None
+) -> Tensor:
     """Loss against labels.
 
     Args:
         prediction: (B, *shape) raw output; landmark offsets from the mean shape.
         labels: This task's labels, coded as edgeface.tasks says; landmarks in crop sides.
+        weights: Of the task's classes, from distill.imbalance.label_weights, where its form is a weighted one.
 
     Returns:
         (B,); zero without gradient where the label is missing.
 
     Raises:
         ModelError: The prediction has another shape than its output.
-        DataError: The labels have another shape than the prediction asks for.
+        DataError: The labels have another shape than the prediction asks for, or a weighted form has no weights.
         UnsupportedError: The task is identity, which needs a classifier: distill.identity.
     """
     require_shapes(output, prediction, labels)
     kind = TASKS[output.task].kind
     known = known_rows(output, labels)
+    form = spec.forms.get(output.task, "")
     # A NaN label would poison the gradient of its masked sample, so it is replaced before the loss, not after.
     if kind is Kind.LANDMARKS:
         mean = _mean_shape(output, like=prediction)
@@ -314,10 +319,12 @@ def hard_loss(output: OutputSpec, prediction: Tensor, labels: Tensor, *, spec: L
         value = LANDMARK_LOSSES[spec.landmarks](
             prediction + mean, target, width=spec.wing_width, curvature=spec.wing_curvature
         )
-    elif spec.forms.get(output.task) == "distribution":
+    elif form == "distribution":
         years = torch.nan_to_num(labels) if kind is Kind.AGE else labels.clamp(min=0)[:, None].to(prediction)
         target = label_distribution(years[:, 0], years[:, -1], classes=prediction.shape[1], spread=SPREADS[output.task])
         value = distribution(prediction, target)
+    elif kind is Kind.CLASSES and form in IMBALANCE_LOSSES:
+        value = imbalance_loss(form, kind, prediction, labels, spec=spec, weights=weights)
     elif kind is Kind.CLASSES:
         value = F.cross_entropy(prediction, labels.clamp(min=0), reduction="none", label_smoothing=spec.label_smoothing)
     elif kind is Kind.SCORE:
@@ -325,7 +332,10 @@ def hard_loss(output: OutputSpec, prediction: Tensor, labels: Tensor, *, spec: L
     elif kind is Kind.AGE:
         value = age_mass(prediction, torch.nan_to_num(labels))
     elif kind is Kind.ATTRIBUTES:
-        each = F.binary_cross_entropy_with_logits(prediction, labels.clamp(min=0).to(prediction), reduction="none")
+        if form in IMBALANCE_LOSSES:
+            each = imbalance_loss(form, kind, prediction, labels, spec=spec, weights=weights)
+        else:
+            each = F.binary_cross_entropy_with_logits(prediction, labels.clamp(min=0).to(prediction), reduction="none")
         marked = labels >= 0
         value = (each * marked).sum(dim=1) / marked.sum(dim=1).clamp(min=1)
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,7 @@ class Objective:
         teacher_model: Its outputs.
         teacher_dtype: Autocast type of its forward pass.
         people: Classifier over the training people, where identity is learned from labels.
+        class_weights: Task name to the weights of its classes, where its form is a weighted one.
         pairs: Layers of network and teacher that are compared, where the recipe names a loss for the features.
     """
 
@@ -56,6 +57,7 @@ class Objective:
     teacher_model: ModelSpec | None = None
     teacher_dtype: torch.dtype = torch.float32
     people: PeopleClassifier | None = None
+    class_weights: Mapping[str, Tensor] = field(default_factory=dict)
     pairs: FeaturePairs | None = None
 
     @property
@@ -134,7 +136,7 @@ class Objective:
         output = self.model.output(name)
         known = known_rows(output, labels)
         # Not by the classifier over training people, who are not those of a validation source.
-        loss = hard_loss(output, prediction.float(), labels, spec=self.loss)
+        loss = hard_loss(output, prediction.float(), labels, spec=self.loss, weights=self.class_weights.get(name))
         return float(loss.sum() / known.sum().clamp(min=1))
 
     def _hard(self, name: str, prediction: Tensor, labels: Tensor) -> Tensor:
@@ -142,7 +144,7 @@ class Objective:
         if TASKS[output.task].kind is Kind.IDENTITY and self.people is not None:
             require_shapes(output, prediction, labels)
             return self.people(prediction, labels)  # type: ignore[no-any-return]
-        return hard_loss(output, prediction, labels, spec=self.loss)
+        return hard_loss(output, prediction, labels, spec=self.loss, weights=self.class_weights.get(name))
 
     def _ask_teacher(self, images: Tensor) -> dict[str, Tensor]:
         if self.teacher is None or self.teacher_model is None or self.distill.soft == 0.0:

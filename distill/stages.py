@@ -15,6 +15,7 @@ from torch import nn
 from distill.balance import Balancing, balancer
 from distill.features import FeaturePairs
 from distill.identity import PeopleClassifier
+from distill.imbalance import label_weights
 from distill.objective import Objective
 from distill.stopping import Stopping
 from distill.train import Progress, Trained, train
@@ -66,6 +67,8 @@ _LATER: Mapping[str, object] = {
     "center_rate": LossSpec.center_rate,
     "margin": LossSpec.margin,
     "margin_scale": LossSpec.margin_scale,
+    "class_power": LossSpec.class_power,
+    "focal_gamma": LossSpec.focal_gamma,
     "losses": {},
     "feature_weight": DistillSpec.feature_weight,
     "taps": [],
@@ -367,7 +370,15 @@ def _train_float(
     model = model_spec(spec.network, tuple(data.outputs.values()))
     network = begin_network(spec, model, seed=seed)
     batches = batches_for(recipe, data, spec=spec.train, input_px=rendered_px(model, teacher), seed=seed)
-    objective = objective_with(recipe, model, teacher=teacher, people=people_in(batches), network=network, seed=seed)
+    objective = objective_with(
+        recipe,
+        model,
+        teacher=teacher,
+        people=people_in(batches),
+        class_weights=label_weights(batches.labels, recipe.loss),
+        network=network,
+        seed=seed,
+    )
     balancing = balancing_with(spec, objective, network)
     stops = spec.stopping.mode != "none"
     trained = train(
@@ -465,6 +476,7 @@ def objective_with(
     *,
     teacher: Checkpoint | None,
     people: int = 0,
+    class_weights: Mapping[str, torch.Tensor] | None = None,
     network: MultiTaskNetwork | None = None,
     seed: int = 0,
     start: Checkpoint | None = None,
@@ -475,6 +487,7 @@ def objective_with(
         model: Outputs of the network to train.
         teacher: Supervises, unless distill.soft is 0.
         people: How many people the labels tell apart.
+        class_weights: What distill.imbalance.label_weights gives; None where no form is a weighted one.
         network: The network to train, when its features are to be compared with the teacher's; a fake-quantized one
             has no layers to compare, and learns from the teacher's answers alone.
         seed: Of what is trained beside the network.
@@ -485,7 +498,14 @@ def objective_with(
     """
     classifier = _classifier(recipe, model, people=people, seed=seed, start=start)
     if teacher is None or recipe.distill.soft == 0.0:
-        return Objective(model=model, weights=recipe.tasks, loss=recipe.loss, distill=recipe.distill, people=classifier)
+        return Objective(
+            model=model,
+            weights=recipe.tasks,
+            loss=recipe.loss,
+            distill=recipe.distill,
+            people=classifier,
+            class_weights=class_weights or {},
+        )
     guide = load_network(teacher).eval()
     guide.requires_grad_(False)
     pairs = None
@@ -501,6 +521,7 @@ def objective_with(
         teacher_model=teacher.model,
         teacher_dtype=_DTYPES[recipe.teacher.train.dtype],
         people=classifier,
+        class_weights=class_weights or {},
         pairs=pairs,
     )
 

@@ -48,8 +48,10 @@ def _tasks_of(*kinds: Kind) -> tuple[str, ...]:
 
 
 # Forms of the loss against labels, each with the tasks that can take it; where none is named, the kind's own is taken.
+IMBALANCE_LOSSES = ("weighted", "focal", "weighted-focal")
 LABEL_LOSSES = {
     "distribution": ("age", "beauty"),
+    **dict.fromkeys(IMBALANCE_LOSSES, _tasks_of(Kind.CLASSES, Kind.ATTRIBUTES)),
     "softmax": _tasks_of(Kind.IDENTITY),
     "center": _tasks_of(Kind.IDENTITY),
     "margin": _tasks_of(Kind.IDENTITY),
@@ -528,6 +530,10 @@ class LossSpec:
         center_rate: How far a centre moves towards its batch, in (0, 1].
         margin: What identity's "margin" takes from the cosine of the right person.
         margin_scale: Factor on its cosines.
+        class_power: Of the "weighted" forms: a class weighs in proportion to its share of the labels to minus this; 1
+            makes all classes weigh the same in the sum.
+        focal_gamma: Of the "focal" forms: how fast the loss fades where the network is right already. These forms
+            smooth no labels.
     """
 
     landmarks: str = "wing"
@@ -539,6 +545,8 @@ class LossSpec:
     center_rate: float = 0.5
     margin: float = 0.35
     margin_scale: float = 30.0
+    class_power: float = 1.0
+    focal_gamma: float = 2.0
 
     def __post_init__(self) -> None:
         _refuse(
@@ -551,6 +559,8 @@ class LossSpec:
             _unless(0.0 < self.center_rate <= 1.0, "center_rate", self.center_rate, "a share in (0, 1]"),
             _unless(0.0 <= self.margin < 1.0, "margin", self.margin, "a cosine in [0, 1)"),
             _unless(0.0 < self.margin_scale <= 1000.0, "margin_scale", self.margin_scale, "above 0, at most 1000"),
+            _unless(0.0 <= self.class_power <= 2.0, "class_power", self.class_power, "0 to 2"),
+            _unless(0.0 <= self.focal_gamma <= 10.0, "focal_gamma", self.focal_gamma, "0 to 10"),
         )
 
 

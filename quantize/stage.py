@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from distill.images import shrink
+from distill.imbalance import label_weights
 from distill.stages import (
     TrainingData,
     batches_for,
@@ -80,7 +81,15 @@ def train_qat(
         (shrink(batch.images, model.input_px) for batch in batches.epoch(0)),
         limit=spec.calibration_batches,
     )
-    objective = objective_with(recipe, model, teacher=teacher, people=people_in(batches), seed=seed, start=student)
+    objective = objective_with(
+        recipe,
+        model,
+        teacher=teacher,
+        people=people_in(batches),
+        class_weights=label_weights(batches.labels, recipe.loss),
+        seed=seed,
+        start=student,
+    )
     trained = train(
         network,
         objective,
