@@ -77,8 +77,11 @@ def with_interval(value: float | None, ends: Ends | None) -> str:
 
 
 def is_real(ends: Ends | None) -> bool:
-    """Whether an interval leaves 0 out: a change that other faces of the kind would show too."""
-    return ends is not None and not ends[0] <= 0.0 <= ends[1]
+    """Whether an interval leaves 0 out: a change that other faces of the kind would show too.
+
+    One that would be printed as 0.00 is none, however sure it is.
+    """
+    return ends is not None and not ends[0] <= 0.0 <= ends[1] and max(map(abs, ends)) >= 0.005
 
 
 @dataclass(frozen=True, kw_only=True)

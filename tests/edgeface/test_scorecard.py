@@ -421,6 +421,7 @@ def test_a_change_that_may_be_chance_is_not_bold() -> None:
     assert f"| {deltas.texts[4]} |" in text
     assert is_real((-1.0, -0.1))
     assert not is_real((-1.0, 0.0))
+    assert not is_real((1e-5, 2e-5)), "printed, it is 0.00"
     assert not is_real(None)
 
 
