@@ -18,6 +18,7 @@ from torch import Tensor
 from distill.features import attention_transfer, hint, relational
 from distill.imbalance import imbalance_loss
 from edgeface.errors import DataError, ModelError, UnsupportedError
+from edgeface.models.heads import OLDEST, expected_years
 from edgeface.specs import IMBALANCE_LOSSES, DistillSpec, LossSpec, OutputSpec
 from edgeface.tasks import TASKS, Kind
 
@@ -247,9 +248,21 @@ def age_mass(logits: Tensor, years: Tensor) -> Tensor:
     inside = (stages >= low.floor()) & (stages <= high.ceil())
     log_probability = F.log_softmax(logits, dim=1)
     mass = torch.logsumexp(log_probability.masked_fill(~inside, -torch.inf), dim=1)
-    expected = (log_probability.exp() * stages).sum(dim=1, keepdim=True)
-    outside = torch.relu(low - expected) + torch.relu(expected - high)
-    return -mass + outside.squeeze(1) / 10.0
+    expected = (log_probability.exp() * stages).sum(dim=1)
+    return -mass + age_distance(expected, years)
+
+
+def age_distance(expected: Tensor, years: Tensor) -> Tensor:
+    """L1 distance of expected ages to labelled intervals, in units of 10 years.
+
+    Args:
+        expected: (B,) years.
+        years: (B, 2) lowest and highest possible age; an exact age has both equal.
+
+    Returns:
+        (B,); zero inside the interval.
+    """
+    return (torch.relu(years[:, 0] - expected) + torch.relu(expected - years[:, 1])) / 10.0
 
 
 def known_rows(output: OutputSpec, labels: Tensor) -> Tensor:
@@ -329,6 +342,8 @@ def hard_loss(
         value = F.cross_entropy(prediction, labels.clamp(min=0), reduction="none", label_smoothing=spec.label_smoothing)
     elif kind is Kind.SCORE:
         value = (prediction.squeeze(1) - torch.nan_to_num(labels)).square()
+    elif output.stages:
+        value = age_distance(expected_years(prediction, output.stages), torch.nan_to_num(labels))
     elif kind is Kind.AGE:
         value = age_mass(prediction, torch.nan_to_num(labels))
     elif kind is Kind.ATTRIBUTES:
@@ -346,6 +361,13 @@ def hard_loss(
             do="Call distill.identity.PeopleClassifier",
         )
     return torch.where(known, value, value * 0.0)
+
+
+def _years(output: OutputSpec, raw: Tensor) -> Tensor:
+    """(B,) ages that a network of either form of age output answers."""
+    if output.stages:
+        return expected_years(raw, output.stages).clamp(0.0, OLDEST)
+    return torch.softmax(raw, dim=1) @ torch.arange(raw.shape[1], device=raw.device, dtype=raw.dtype)
 
 
 def _mean_shape(output: OutputSpec, *, like: Tensor) -> Tensor:
@@ -431,7 +453,8 @@ def soft_loss(
 ) -> Tensor:
     """Loss against the teacher's raw output of the same task: (B, *shape) twice to (B,).
 
-    Landmarks are compared as points in the crop, so that a teacher with another mean shape teaches the same positions.
+    Landmarks are compared as points in the crop, so that a teacher with another mean shape teaches the same positions;
+    a stage-wise age as a number of years, so that its teacher may have a class a year.
 
     Args:
         labels: This task's labels; some losses bound or split the teacher's answer by them.
@@ -441,7 +464,10 @@ def soft_loss(
         DataError: The labels have another shape than the prediction asks for.
     """
     require_shapes(output, prediction, labels)
-    require_shapes(output, teacher)
+    require_shapes(teacher_output if output.stages else output, teacher)
+    if output.stages:
+        taught = _years(teacher_output, teacher)[:, None]
+        return age_distance(expected_years(prediction, output.stages), taught.expand(-1, 2))
     kind, known = TASKS[output.task].kind, known_rows(output, labels)
     target = labels
     if kind is Kind.LANDMARKS:

@@ -154,7 +154,7 @@ def training_data(
                 where=f"tasks.{name}",
                 do="Take the task out, or add a source that labels it to data.train",
             )
-        outputs[name] = output_spec(name, mean_shape=_mean_shape(name, parts))
+        outputs[name] = output_spec(name, mean_shape=_mean_shape(name, parts), head=recipe.heads.get(name, ""))
     return TrainingData(
         train=tuple(parts),
         val=recipe.data.val,
@@ -251,6 +251,7 @@ def stage_key(stage: str, recipe: Recipe, data: TrainingData, *, network: Networ
             "network": chosen(network),
             "train": timeless,
             "data": data.content_hash,
+            **({"heads": plain["heads"]} if recipe.heads else {}),
         }
     )
 

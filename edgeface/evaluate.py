@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from edgeface.errors import DataError, ModelError
 from edgeface.groups import group_columns
 from edgeface.metrics import Scores, agreement, score, why_absent
+from edgeface.models.heads import stage_years
 from edgeface.specs import ModelSpec, OutputSpec
 from edgeface.tasks import TASKS, Kind
 
@@ -129,8 +130,8 @@ def decode(spec: ModelSpec, outputs: Mapping[str, NDArray[Any]]) -> dict[str, ND
 
     Returns:
         Task name to: landmarks (N, K, 2) in crop sides, mean shape plus offset; classes (N,) the largest logit, two
-        classes by OutputSpec.threshold; age (N,) years, expectation over the softmax; score (N,) as it comes;
-        attributes (N, M) 0 or 1, each by the threshold; identity (N, D) of length 1.
+        classes by OutputSpec.threshold; age (N,) years, expectation over the softmax or over its stages; score (N,) as
+        it comes; attributes (N, M) 0 or 1, each by the threshold; identity (N, D) of length 1.
 
     Raises:
         ModelError: An output is missing, has another shape, or is not finite.
@@ -142,12 +143,13 @@ def probabilities(output: OutputSpec, raw: NDArray[Any]) -> NDArray[np.float64]:
     """Class probabilities of an output of class, age or attribute logits.
 
     Args:
-        output: Its specification.
+        output: Its specification; an age of one class a year, not of stages.
         raw: (N, *shape) logits.
 
     Returns:
         (N, C) softmax; for attributes (N, M) sigmoid, each on its own.
     """
+    assert not output.stages, "stages are no classes: there is no probability of a year"
     logits = raw.astype(np.float64)
     if TASKS[output.task].kind is Kind.ATTRIBUTES:
         return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)))  # the sigmoid, without overflow
@@ -328,6 +330,8 @@ def _decode(output: OutputSpec, raw: NDArray[Any]) -> NDArray[Any]:
         return np.asarray(np.asarray(output.mean_shape, np.float32) + raw)
     if kind is Kind.SCORE:
         return raw[:, 0]
+    if output.stages:
+        return stage_years(raw.astype(np.float64), output.stages)
     if kind is Kind.AGE:
         return np.asarray(_softmax(raw.astype(np.float64)) @ np.arange(raw.shape[1]))
     if kind is Kind.IDENTITY:

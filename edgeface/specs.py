@@ -56,6 +56,9 @@ LABEL_LOSSES = {
     "center": _tasks_of(Kind.IDENTITY),
     "margin": _tasks_of(Kind.IDENTITY),
 }
+# Other forms of a task's output, each with the tasks that can take it and the bins of its stages (models/heads.py).
+HEADS = {"3x3": ("age",), "3x3x3": ("age",)}
+HEAD_STAGES = {"3x3": (3, 3), "3x3x3": (3, 3, 3)}
 # Losses against a teacher, each with the tasks that it can teach; FEATURES is what lies between picture and heads.
 FEATURES = "features"
 DISTILL_LOSSES = {
@@ -141,6 +144,7 @@ class OutputSpec:
         classes: Class names, in logit order.
         mean_shape: (K, 2) mean landmarks in crop sides, row by row; a landmark output is an offset from it.
         threshold: Probability of class 1 above which a two-class decision is class 1.
+        stages: Bins of each stage of a stage-wise age, coarsest first; empty for one class a year.
     """
 
     name: str
@@ -149,6 +153,7 @@ class OutputSpec:
     classes: tuple[str, ...] = ()
     mean_shape: tuple[tuple[float, float], ...] = ()
     threshold: float = 0.5
+    stages: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -631,6 +636,7 @@ class Recipe:
         seed: Decides every random choice together with epoch and sample id.
         threads: CPU threads; 0 takes all and writes the number into the resolved recipe.
         tasks: Task names with their loss weights.
+        heads: Task name to one of HEADS; a task that is not named takes its kind's own output.
         budget: Task names with the largest worsening their built files may show.
     """
 
@@ -640,6 +646,7 @@ class Recipe:
     threads: int = 0
     data: DataSpec
     tasks: Mapping[str, float]
+    heads: Mapping[str, str] = field(default_factory=dict)
     augment: AugmentSpec = field(default_factory=AugmentSpec)
     loss: LossSpec = field(default_factory=LossSpec)
     teacher: TeacherSpec = field(default_factory=TeacherSpec)
@@ -663,6 +670,15 @@ class Recipe:
                 _unless(math.isfinite(weight) and weight > 0.0, f"tasks.{name}", weight, "a loss weight above 0")
                 for name, weight in self.tasks.items()
             ),
+            *(_unless_task(f"heads.{name}", name, self.tasks) for name in self.heads),
+            *(_unless_loss(f"heads.{name}", name, head, HEADS) for name, head in self.heads.items()),
+            *(
+                _unless(
+                    name not in table, f"{key}.{name}", table.get(name), f"no entry beside heads.{name}, which has one"
+                )
+                for name in self.heads
+                for key, table in (("loss.forms", self.loss.forms), ("distill.losses", self.distill.losses))
+            ),
             *(_unless_task(f"loss.forms.{name}", name, self.tasks) for name in self.loss.forms),
             *(_unless_task(f"distill.losses.{name}", name, (*self.tasks, FEATURES)) for name in self.distill.losses),
             *(_unless_task(f"budget.{name}", name, self.tasks) for name in self.budget),
@@ -678,14 +694,19 @@ class Recipe:
         )
 
 
-def output_spec(task_name: str, *, mean_shape: tuple[tuple[float, float], ...] = ()) -> OutputSpec:
+def output_spec(task_name: str, *, mean_shape: tuple[tuple[float, float], ...] = (), head: str = "") -> OutputSpec:
     """The exported output of a task.
 
     Args:
         task_name: Key of tasks.TASKS.
         mean_shape: Required for landmark tasks: K points in crop sides.
+        head: One of HEADS that the task can take; "" is its kind's own output.
     """
     task = TASKS[task_name]
+    if head:
+        stages = HEAD_STAGES[head]
+        values = sum(2 * bins + 1 for bins in stages)  # of each stage: a logit and a shift a bin, and a width
+        return OutputSpec(name=task.name, task=task.name, shape=(values,), stages=stages)
     if task.kind is Kind.LANDMARKS and len(mean_shape) != task.points:
         raise ConfigError(f"{len(mean_shape)} mean points", expected=f"{task.points}", where=f"output {task_name!r}")
     return OutputSpec(

@@ -55,6 +55,11 @@ _DECODE = {
     Kind.IDENTITY: "an embedding: scale to length 1, compare two by their dot product",
     Kind.ATTRIBUTES: "one logit per attribute: present when its sigmoid exceeds threshold",
 }
+_DECODE_STAGES = (
+    "of each stage in turn: a logit a bin, a shift a bin, one width. Divide the unit, 101 years at first, by "
+    "bins * (1 + tanh(width) / 2); add unit * sum of softmax(logits) * (0, 1, … + tanh(shifts)). At the end, keep "
+    "within 0 to 100 years"
+)
 _UNITS = {Kind.LANDMARKS: "crop sides", Kind.AGE: "logit", Kind.CLASSES: "logit", Kind.ATTRIBUTES: "logit"}
 
 
@@ -214,7 +219,8 @@ def output_contract(output: OutputSpec) -> dict[str, Any]:
         "classes": list(output.classes),
         "mean_shape": [list(point) for point in output.mean_shape],
         "threshold": output.threshold,
-        "decode": _DECODE[kind],
+        "stages": list(output.stages),
+        "decode": _DECODE_STAGES if output.stages else _DECODE[kind],
     }
 
 

@@ -21,11 +21,12 @@ class Answer:
 
     Attributes:
         name: Of the output tensor.
-        kind: One of edgeface.tasks.Kind.
+        kind: One of edgeface.tasks.Kind, or "stagewise" for an age of stages.
         size: Values of one sample.
         classes: Names of the classes or attributes.
         mean_shape: Mean landmarks in crop sides: x0, y0, x1, y1, …
         cut: Logit above which a two-class decision is class 1 and an attribute is present.
+        stages: Bins of each stage of a stage-wise age.
         about: One line for the documentation of its field.
     """
 
@@ -35,6 +36,7 @@ class Answer:
     classes: tuple[str, ...]
     mean_shape: tuple[float, ...]
     cut: float
+    stages: tuple[int, ...]
     about: str
 
     @property
@@ -58,6 +60,7 @@ _ABOUT = {
     "classes": "{classes}.",
     "score": "From 0 to 1.",
     "age": "Apparent age in years: the expectation over the softmax of {size} classes, one a year.",
+    "stagewise": "Apparent age in years, 0 to 100: stages of a few bins, which move and stretch with the face.",
     "identity": "A vector of {size} values and length 1; the dot product of two says how alike the faces are.",
     "attributes": "Each on its own: {classes}.",
 }
@@ -106,18 +109,20 @@ def render(template: str, manifest: Mapping[str, Any], *, comment: str) -> str:
 def _answer(output: Mapping[str, Any]) -> Answer:
     size = math.prod(output["shape"])
     threshold = float(output["threshold"])
-    about = _ABOUT[output["kind"]].format(
+    kind = "stagewise" if output["stages"] else str(output["kind"])
+    about = _ABOUT[kind].format(
         points=len(output["mean_shape"]),
         size=size,
         classes=", ".join(str(label).replace("_", " ") for label in output["classes"]),
     )
     return Answer(
         name=str(output["name"]),
-        kind=str(output["kind"]),
+        kind=kind,
         size=size,
         classes=tuple(map(str, output["classes"])),
         mean_shape=tuple(float(value) for point in output["mean_shape"] for value in point),
         cut=math.log(threshold / (1.0 - threshold)),
+        stages=tuple(map(int, output["stages"])),
         about=about,
     )
 

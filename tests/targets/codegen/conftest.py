@@ -30,13 +30,15 @@ GRID = 1 / 32, 3  # of the int8 outputs that harness/java answers with
 LANGUAGES = {"python": "openvino", "cpp": "openvino", "kotlin": "android", "swift": "ios"}
 
 
-def model(*, px: int = 24, tasks: Sequence[str] = tuple(TASKS)) -> ModelSpec:
+def model(*, px: int = 24, tasks: Sequence[str] = tuple(TASKS), heads: Mapping[str, str] | None = None) -> ModelSpec:
     """A model of these tasks with mean shapes and thresholds that are all different."""
     generator = np.random.default_rng(3)
     outputs = []
     for task in tasks:
         points = generator.uniform(0.1, 0.9, (TASKS[task].points, 2)).round(6)
-        output = output_spec(task, mean_shape=tuple((float(x), float(y)) for x, y in points))
+        output = output_spec(
+            task, mean_shape=tuple((float(x), float(y)) for x, y in points), head=(heads or {}).get(task, "")
+        )
         outputs.append(replace(output, threshold=round(float(generator.uniform(0.2, 0.8)), 2)))
     return ModelSpec(
         name="edge_s", input_px=px, outputs=tuple(outputs), mean=(127.5, 120.0, 110.25), std=(64.0, 60.5, 50.0)

@@ -32,7 +32,9 @@ from .conftest import (
     compile_program,
     faces_of,
     flat_answers,
+    make_cases,
     manifest_of,
+    model,
     read_answers,
     read_crops,
     run,
@@ -79,6 +81,21 @@ def test_answers_are_those_that_evaluation_decodes(
         other = replace(output, mean_shape=shape, threshold=0.95)
         outputs = tuple(other if known.name == output.name else known for known in spec.outputs)
         assert apart(answers, flat_answers(replace(spec, outputs=outputs), cases)) > 10 * TOLERANCE
+
+
+@pytest.mark.parametrize("head", ["3x3", "3x3x3"])
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_stage_wise_age_is_decoded_as_evaluation_does(language: str, head: str, tmp_path: Path) -> None:
+    spec = model(heads={"age": head})
+    cases = make_cases(spec)
+    program = compile_program(language, manifest_of(spec, LANGUAGES[language]), tmp_path)
+
+    _, answers = cut_and_decoded(program, spec, cases, tmp_path)
+
+    assert apart(answers, flat_answers(spec, cases)) <= TOLERANCE
+    # The twin: bins, shifts and widths read in another order.
+    turned = cases.outputs | {"age": cases.outputs["age"][:, ::-1].copy()}
+    assert apart(answers, flat_answers(spec, replace(cases, outputs=turned))) > 10.0
 
 
 def test_shifted_crop_is_noticed_twin(program: Program, spec: ModelSpec, cases: Cases, tmp_path: Path) -> None:

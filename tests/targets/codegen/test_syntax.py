@@ -69,6 +69,15 @@ def test_every_model_gives_code_that_parses(target: str, tasks: tuple[str, ...],
             assert camel(task) in text or task in text
 
 
+@pytest.mark.parametrize("target", GENERATORS)
+def test_code_of_a_stage_wise_age_parses_and_holds_its_bins(target: str) -> None:
+    for name, text in generate(manifest_of(model(tasks=("age",), heads={"age": "3x3x3"}), target)).items():
+        suffix = name.rpartition(".")[2]
+        assert suffix == "cpp" or FAULTS[suffix](text) == [], name
+        assert "3, 3, 3" in text
+        assert "expectation" not in text  # of a class a year, which this model has not
+
+
 @pytest.mark.parametrize("lost", ["}", ")", "{"])
 @pytest.mark.parametrize(("target", "name"), [("android", "EdgeFace.kt"), ("ios", "EdgeFace.swift")])
 def test_broken_file_is_noticed_twin(target: str, name: str, lost: str) -> None:
