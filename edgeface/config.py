@@ -23,7 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from edgeface import limits
 from edgeface.errors import ConfigError, did_you_mean
+from edgeface.files import read_limited
 from edgeface.specs import DataSpec, NetworkSpec, Recipe
 from edgeface.tasks import TASKS
 
@@ -57,11 +59,13 @@ class PackagedRecipe:
         name: What to give to `edgeface distill`.
         source: Its file.
         summary: Its own one-line summary.
+        group: The comparison it is a row of; "" for recipes that stand alone.
     """
 
     name: str
     source: str
     summary: str
+    group: str = ""
 
 
 def load_recipe(name_or_path: str, *, overrides: Sequence[str] = ()) -> Recipe:
@@ -81,12 +85,17 @@ def load_recipe(name_or_path: str, *, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def list_recipes() -> tuple[PackagedRecipe, ...]:
-    """The recipes that ship with edgeface, by name."""
+    """The recipes that ship with edgeface, by name: first those that stand alone, then group by group."""
     found = []
-    for path in sorted(RECIPES.glob("*.toml")):
+    for path in _packaged_paths():
         recipe = load_recipe(str(path))
-        found.append(PackagedRecipe(name=path.stem, source=str(path), summary=recipe.summary))
+        group = "" if path.parent == RECIPES else path.parent.name
+        found.append(PackagedRecipe(name=path.stem, source=str(path), summary=recipe.summary, group=group))
     return tuple(found)
+
+
+def _packaged_paths() -> list[Path]:
+    return [*sorted(RECIPES.glob("*.toml")), *sorted(RECIPES.glob("*/*.toml"))]
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -158,21 +167,21 @@ def _within(inner: str, outer: str) -> bool:
 def _recipe_path(name_or_path: str) -> Path:
     if name_or_path.endswith(".toml") or "/" in name_or_path or "\\" in name_or_path:
         return Path(name_or_path)
-    path = RECIPES / f"{name_or_path}.toml"
-    if not path.is_file():
-        names = [recipe.stem for recipe in sorted(RECIPES.glob("*.toml"))]
+    paths = {path.stem: path for path in _packaged_paths()}
+    if name_or_path not in paths:
+        names = list(paths)
         raise ConfigError(
             f"{name_or_path!r} is not a packaged recipe",
-            expected=f"one of {', '.join(map(repr, names))}, or the path of a .toml file",
+            expected="the name of one that `edgeface recipes` lists, or the path of a .toml file",
             where="RECIPE",
             do=did_you_mean(name_or_path, names) or "See them with `edgeface recipes`",
         )
-    return path
+    return paths[name_or_path]
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_limited(path, limit=limits.RECIPE_BYTES).decode("utf-8")
     except FileNotFoundError:
         raise ConfigError(
             "there is no such file",
@@ -188,9 +197,13 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(
             error.strerror or type(error).__name__, expected="a readable recipe file", where=str(path)
         ) from None
+    except ValueError as error:
+        raise ConfigError(str(error), expected="a recipe in TOML", where=str(path)) from None
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise ConfigError("nested too deep", expected="TOML with few levels", where=str(path)) from None
+    except ValueError as error:  # tomllib's own, or a whole number of thousands of digits
         reason, line = _toml_fault(error)
         raise ConfigError(
             reason,
@@ -200,7 +213,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def _toml_fault(error: tomllib.TOMLDecodeError) -> tuple[str, int]:
+def _toml_fault(error: ValueError) -> tuple[str, int]:
     """What tomllib found, and on which line (0 when it was the end of the document)."""
     message = str(error)
     at = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)$", message)
@@ -239,7 +252,7 @@ def _apply_overrides(table: dict[str, Any], overrides: Sequence[str]) -> tuple[s
         else:
             try:
                 inner[parts[-1]] = _override_value(text)
-            except tomllib.TOMLDecodeError as error:
+            except ValueError as error:
                 faults.append(
                     ConfigError(
                         f"{text!r}: {_toml_fault(error)[0]}",
@@ -358,6 +371,11 @@ def _read_value(hint: Any, value: object, *, base: Any, path: str, faults: list[
             for key, item in value.items()
         }
         return _FAULTY if any(isinstance(item, _Faulty) for item in items.values()) else items
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:  # TOML's limit; Python would not print more
+        faults.append(
+            ConfigError("a number of more than 64 bits", expected=_describe(hint), where=path, do="Change it")
+        )
+        return _FAULTY
     # bool is a subclass of int: true is never taken for 1
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         try:

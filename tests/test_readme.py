@@ -78,10 +78,10 @@ def test_inline_commands_name_verbs_that_exist(document: str) -> None:
     assert set(verbs) <= set(VERBS)
 
 
-def test_every_packaged_recipe_is_in_the_readme() -> None:
+def test_every_recipe_that_is_no_row_of_a_table_is_in_the_readme() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for recipe in list_recipes():
-        assert f"| `{recipe.name}` |" in text
+        assert f"| `{recipe.name}` |" in text or recipe.group
 
 
 def test_the_tree_in_the_readme_has_every_folder() -> None:

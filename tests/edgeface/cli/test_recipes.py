@@ -19,6 +19,14 @@ def test_the_list_follows_the_contract(capsys: pytest.CaptureFixture[str]) -> No
     assert all(set(recipe) == {"name", "source", "summary"} for recipe in answer["recipes"])
 
 
+def test_rows_of_tables_are_listed_group_by_group(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    alone, *groups = capsys.readouterr().out.split("\nRows of a table, ")
+    assert "demo" in alone
+    assert "balancer-famo" not in alone
+    assert any(group.startswith("balancers:\n") and "balancer-famo" in group for group in groups)
+
+
 def test_a_copy_is_the_same_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "new" / "mine.toml"
     assert main(["recipes", "--copy", "demo", str(path)]) == 0

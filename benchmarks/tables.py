@@ -1,0 +1,779 @@
+"""The comparison tables of benchmarks/results/tables, and the queue of trainings behind them.
+
+    EDGEFACE_DATA=FOLDER python -m benchmarks.tables [TABLE…] [--jobs N] [--dry] [--render]
+
+A table is a file of benchmarks/tables: recipes that differ only in the keys it names, trained with several seeds. Stop
+the queue at any time and type the same command again: a training that has its row is skipped, by a digest of its recipe
+and its data, and one that was interrupted goes on at its last step checkpoint. `--dry` says what is left, `--render`
+writes the tables from the rows that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import fcntl
+import json
+import multiprocessing
+import re
+import shutil
+import statistics
+import sys
+import time
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from edgeface.config import dump_recipe, from_plain, load_recipe, to_plain
+from edgeface.errors import (
+    ConfigError,
+    DataError,
+    EdgefaceError,
+    InterruptedRun,
+    MissingToolError,
+    ModelError,
+    UsageError,
+)
+from edgeface.files import sha256_json, write_bytes, write_json
+from edgeface.provenance import commit, cpu, versions
+from edgeface.specs import STAGES, Recipe
+from edgeface.tasks import TASKS
+
+DEFINITIONS = Path(__file__).with_suffix("")
+RESULTS = Path(__file__).parent / "results" / "tables"
+FORMAT = 1  # raise it when the same recipe and data begin to give other figures
+Record = dict[str, Any]
+
+_START = re.compile(r"runs/([^/]+)/(teacher|student|qat)")
+_NAMES = {
+    "nme_percent": "mean error, %",
+    "failure_percent": "failures, %",
+    "mae_years": "mean error, years",
+    "pearson": "PC×100",
+    "mae": "MAE",
+    "rmse": "RMSE",
+}
+_LOWER = ("nme_percent", "failure_percent", "mae_years", "mae", "rmse")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of a table.
+
+    Attributes:
+        recipe: Name of a packaged recipe.
+        stage: What is scored, and the last stage that is trained; "" takes the table's.
+    """
+
+    ALONE: ClassVar[str] = "recipe"
+
+    recipe: str
+    stage: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relation:
+    """What a publication says of two rows.
+
+    Attributes:
+        says: In a few words.
+        source: Who says so.
+        better: Row that should be the better one.
+        than: Row that it should be better than.
+        column: One of the table's columns, or "all" for the mean relative growth of their errors.
+        better_stage: Where `better` stands in the table at several stages, which of them.
+        than_stage: The same of `than`.
+    """
+
+    says: str
+    source: str
+    better: str
+    than: str
+    column: str
+    better_stage: str = ""
+    than_stage: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One comparison.
+
+    Attributes:
+        title: Its heading.
+        about: What is compared, and what a reader must know to read it.
+        columns: "TASK.METRIC", the first of the main task.
+        rows: Its rows, in order.
+        varies: Keys of a recipe in which rows may differ, name and summary aside: "teacher.balancer" allows all below.
+        stage: What is scored.
+        seeds: Of each row.
+        converged: Largest share of the untrained network's loss on the main task that a row's may end at.
+        against: Row that the others' errors are held against, task by task; "" leaves that column out.
+        same_steps: Whether rows trained for other numbers of steps than the first are refused.
+        curves: Whether validation curves are kept and drawn.
+        relations: Published relations between its rows.
+    """
+
+    title: str
+    about: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    varies: tuple[str, ...] = ()
+    stage: str = "teacher"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    converged: float = 0.5
+    against: str = ""
+    same_steps: bool = True
+    curves: bool = False
+    relations: tuple[Relation, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One training of the queue.
+
+    Attributes:
+        recipe: Name of a packaged recipe.
+        stage: Last stage to train, and the one that is scored.
+        seed: Of the recipe.
+    """
+
+    recipe: str
+    stage: str
+    seed: int
+
+
+def load_tables(folder: Path = DEFINITIONS) -> dict[str, Table]:
+    """Every table by the name of its file.
+
+    Raises:
+        ConfigError: A file has a fault, or its rows differ in a key that it does not name.
+    """
+    tables = {}
+    for path in sorted(folder.glob("*.toml")):
+        table = from_plain(Table, tomllib.loads(path.read_text(encoding="utf-8")), where=str(path))
+        _refuse_faults(table, where=path)
+        tables[path.stem] = table
+    return tables
+
+
+def _refuse_faults(table: Table, *, where: Path) -> None:
+    rows = [row.recipe for row in table.rows]
+    named = {name for relation in table.relations for name in (relation.better, relation.than)} | {table.against} - {""}
+    faults = [f"{name!r} is no row" for name in sorted(named - set(rows))]
+    faults += [f"{r.column!r} is no column" for r in table.relations if r.column not in (*table.columns, "all")]
+    faults += [f"{row.stage!r} is no stage" for row in table.rows if row.stage not in ("", *STAGES)]
+    first, *others = [{**_keys(essence(load_recipe(name)))} for name in dict.fromkeys(rows)]
+    allowed = ("name", "summary", *table.varies)
+    for name, other in zip(list(dict.fromkeys(rows))[1:], others, strict=True):
+        for key in sorted(first.keys() | other.keys()):
+            if first.get(key) != other.get(key) and not any(key == a or key.startswith(f"{a}.") for a in allowed):
+                faults.append(f"{name!r} differs from {rows[0]!r} in {key}")
+    if faults:
+        raise ConfigError(
+            "; ".join(faults), expected="rows that differ in what `varies` names alone", where=str(where), do="Mend it"
+        )
+
+
+def essence(value: Any) -> Any:
+    """A spec as plain values without those that are its defaults, so that keys of later versions change nothing."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return to_plain(value)
+    found = {}
+    for field in dataclasses.fields(value):
+        own = getattr(value, field.name)
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        if own != default:
+            found[field.name] = essence(own)
+    return found
+
+
+def _keys(plain: Mapping[str, Any], *, lead: str = "") -> dict[str, Any]:
+    """Nested tables as dotted keys."""
+    flat: dict[str, Any] = {}
+    for name, value in plain.items():
+        flat |= _keys(value, lead=f"{lead}{name}.") if isinstance(value, Mapping) else {f"{lead}{name}": value}
+    return flat
+
+
+def starts(recipe: Recipe) -> dict[str, Training]:
+    """Keys of a recipe that name another recipe's run, such as `teacher.transfer.start`, with that run's training.
+
+    The run that others start from is trained once, with seed 0.
+    """
+    found = {}
+    for key, value in _keys(essence(recipe)).items():
+        match = _START.fullmatch(value) if isinstance(value, str) else None
+        if match:
+            found[key] = Training(recipe=match[1], stage=match[2], seed=0)
+    return found
+
+
+def trainings(tables: Mapping[str, Table]) -> list[Training]:
+    """All trainings of these tables: what others start from first, then seed by seed, table by table."""
+    begun: dict[Training, None] = {}
+    wanted: list[tuple[int, Training]] = []
+    for table in tables.values():
+        for place, seed in enumerate(table.seeds):
+            wanted += [
+                (place, Training(recipe=row.recipe, stage=row.stage or table.stage, seed=seed)) for row in table.rows
+            ]
+    for _, training in sorted(wanted, key=lambda each: each[0]):
+        for start in starts(load_recipe(training.recipe)).values():
+            begun[start] = None
+    return list(dict.fromkeys([*begun, *(training for _, training in sorted(wanted, key=lambda each: each[0]))]))
+
+
+class Identities:
+    """Digests of what a training's figures depend on; sources are opened once."""
+
+    def __init__(self) -> None:
+        self._sources: dict[tuple[str, int, float], str] = {}
+
+    def key(self, training: Training) -> str:
+        """Digest of a training: recipe, seed, data, what it starts from.
+
+        Raises:
+            DataError: A source is not here.
+        """
+        recipe = load_recipe(training.recipe, overrides=[f"seed={training.seed}"])
+        plain = essence(recipe)
+        plain.pop("summary", None)
+        begun = {key: self.key(start) for key, start in starts(recipe).items()}
+        px = (recipe.teacher if training.stage == "teacher" else recipe.student).network.input_px
+        data = {source: self._hash(source, recipe.data.pack_px, recipe.data.margin) for source in recipe.data.train}
+        data |= {source: self._hash(source, px, 1.0) for source in (*recipe.data.val, *recipe.data.test)}
+        return sha256_json({"format": FORMAT, "stage": training.stage, "recipe": plain, "starts": begun, "data": data})
+
+    def _hash(self, source: str, px: int, margin: float) -> str:
+        from edgeface.data.pack import pack
+        from edgeface.data.sources import data_root, open_source
+
+        if (source, px, margin) not in self._sources:
+            corpus = open_source(source, root=data_root())
+            self._sources[source, px, margin] = pack(corpus, px=px, margin=margin).content_hash
+        return self._sources[source, px, margin]
+
+
+def train(training: Training, *, key: str, runs: Path) -> Record:
+    """Train one row, or go on with it, and score it on val and, once, on test.
+
+    Args:
+        training: Which.
+        key: Its digest.
+        runs: Folder of all runs; the ones it starts from are trained there too where they are missing.
+
+    Raises:
+        InterruptedRun: Ctrl-C; the step checkpoint is written.
+        DataError: A source is missing.
+    """
+    import torch
+
+    from distill.stages import resolve
+    from edgeface.cli.distill import distill
+
+    recipe = load_recipe(training.recipe, overrides=[f"seed={training.seed}"])
+    changes = [f"seed={training.seed}"]
+    for where, start in starts(recipe).items():
+        folder = _folder(start, runs)
+        _begun(start, folder)
+        changes.append(f'{where}="{folder / start.stage}"')
+    recipe = resolve(load_recipe(training.recipe, overrides=changes))
+    folder = _folder(training, runs)
+    _clear_if_other(folder, recipe)
+    whole = not folder.exists()
+    began = time.process_time()
+    until = None if training.stage == "qat" else training.stage
+    outcome: Record = {"outcome": "MEASURED", "reason": ""}
+    torch.set_num_threads(recipe.threads)
+    try:
+        distill(recipe, folder, until=until)
+    except (DataError, ModelError) as error:
+        if not error.found.startswith("the loss is") and "not finite" not in error.found:
+            raise  # a source that is not here; what is caught is a training that ended in NaN
+        outcome = {"outcome": "FAILED", "reason": error.found}
+    cpu_s = round(time.process_time() - began, 1) if whole else None
+    record: Record = {
+        "recipe": training.recipe,
+        "seed": training.seed,
+        "stage": training.stage,
+        "key": key,
+        **outcome,
+        "cpu_s": cpu_s,
+        "commit": commit(),
+        "machine": cpu()["model"],
+        "versions": {name: version for name, version in versions().items() if name in ("edgeface", "python", "torch")},
+    }
+    return record if outcome["outcome"] == "FAILED" else record | _scored(recipe, folder / training.stage)
+
+
+def _begun(training: Training, folder: Path) -> None:
+    """Train what others start from, once, however many of them run at a time."""
+    from distill.stages import resolve
+    from edgeface.cli.distill import distill
+
+    recipe = resolve(load_recipe(training.recipe, overrides=[f"seed={training.seed}"]))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _clear_if_other(folder, recipe)
+        if not (folder / training.stage / "manifest.json").is_file():
+            distill(recipe, folder, until=None if training.stage == "qat" else training.stage)
+
+
+def _folder(training: Training, runs: Path) -> Path:
+    return runs / f"{training.recipe}-{training.seed}"
+
+
+def _clear_if_other(folder: Path, recipe: Recipe) -> None:
+    """A folder that began with another form of the recipe is of no use to this one."""
+    text = folder / "recipe.toml"
+    if text.is_file() and text.read_text(encoding="utf-8") != dump_recipe(recipe):
+        shutil.rmtree(folder)
+
+
+def _scored(recipe: Recipe, folder: Path) -> Record:
+    """What a finished stage answers on val and test, and how far its losses on the training faces fell."""
+    import torch
+
+    from distill.stages import objective_with
+    from edgeface.checkpoint import load_checkpoint
+    from edgeface.data.sources import data_root
+    from edgeface.evaluate import Evaluation, Runner, evaluate, evaluation_pack
+    from edgeface.models.network import build_network, count_parameters
+    from edgeface.models.runner import TorchRunner
+    from targets.runners import open_model
+
+    checkpoint = load_checkpoint(folder)
+    model, root = checkpoint.model, data_root()
+    begun = build_network(checkpoint.network, model, seed=recipe.seed)
+    objective = objective_with(recipe, model, teacher=None)
+
+    def scores(runner: Runner, sources: Sequence[str]) -> dict[str, Evaluation]:
+        return {source: evaluate(runner, evaluation_pack(source, model, root=root), batch=256) for source in sources}
+
+    def losses(runner: Runner) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for evaluation in scores(runner, recipe.data.train).values():
+            for output in model.outputs:
+                if output.task in evaluation.labels and TASKS[output.task].kind.value != "identity":
+                    raw = torch.from_numpy(evaluation.outputs[output.name])
+                    labels = torch.from_numpy(evaluation.labels[output.task])
+                    found.setdefault(output.task, objective.label_loss(output.name, raw, labels))
+        return found
+
+    runner = open_model(folder)
+    curve = folder / "curve.csv"
+    return {
+        "steps": checkpoint.manifest["training"]["steps"],
+        "samples": checkpoint.manifest["training"]["samples"],
+        "parameters": count_parameters(begun),
+        "loss_before": losses(TorchRunner(begun.eval(), model)),
+        "loss_after": losses(runner),
+        **{
+            split: {
+                source: {"samples": found.samples, **{task: dict(values) for task, values in found.tasks.items()}}
+                for source, found in scores(runner, getattr(recipe.data, split)).items()
+            }
+            for split in ("val", "test")
+        },
+        "curve": _columns(curve.read_text(encoding="utf-8")),
+    }
+
+
+def _columns(curve: str) -> dict[str, list[float | None]]:
+    """A curve's CSV as columns; an empty cell is NaN in the file and None here."""
+    names, *lines = (line.split(",") for line in curve.splitlines())
+    return {name: [float(line[place]) if line[place] else None for line in lines] for place, name in enumerate(names)}
+
+
+def value_of(record: Record, column: str, split: str = "test") -> float | None:
+    """A column's figure of a record, over the first source of a split that has it."""
+    task, _, metric = column.partition(".")
+    for found in record.get(split, {}).values():
+        if metric in found.get(task, {}):
+            return float(found[task][metric])
+    return None
+
+
+def verdict_of(record: Record, table: Table, *, steps: int | None = None) -> str:
+    """MEASURED, or why a record must not stand in the table."""
+    if record["outcome"] != "MEASURED":
+        return f"{record['outcome']}: {record['reason']}"
+    main = table.columns[0].partition(".")[0]
+    task = main if main in record["loss_after"] else next(iter(record["loss_after"]), "")
+    if task:
+        share = record["loss_after"][task] / record["loss_before"][task]
+        if not share <= table.converged:
+            return f"UNCONVERGED: {task}'s loss ended at {share:.2f} of the untrained network's"
+    if table.same_steps and steps is not None and record["steps"] != steps:
+        return f"OTHER_LENGTH: {record['steps']} steps, not {steps}"
+    return "MEASURED"
+
+
+Key = tuple[str, str]  # recipe and stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The records of a table.
+
+    Attributes:
+        good: Recipe and stage to seed to the record.
+        refused: (recipe, stage, seed) to why it does not stand in the table.
+        missing: Trainings that have not run.
+    """
+
+    good: dict[Key, dict[int, Record]]
+    refused: dict[tuple[str, str, int], str]
+    missing: tuple[Training, ...]
+
+
+def gather(table: Table, records: Sequence[Record]) -> Found:
+    """Which records make the table."""
+    by_training = {(record["recipe"], record["stage"], record["seed"]): record for record in records}
+    lengths = [record["steps"] for record in records if "steps" in record]
+    steps = statistics.mode(lengths) if lengths else None
+    good: dict[Key, dict[int, Record]] = {}
+    refused: dict[tuple[str, str, int], str] = {}
+    missing = []
+    for row in table.rows:
+        stage = row.stage or table.stage
+        good[row.recipe, stage] = {}
+        for seed in table.seeds:
+            record = by_training.get((row.recipe, stage, seed))
+            if record is None:
+                missing.append(Training(recipe=row.recipe, stage=stage, seed=seed))
+                continue
+            verdict = verdict_of(record, table, steps=steps)
+            if verdict == "MEASURED":
+                good[row.recipe, stage][seed] = record
+            else:
+                refused[row.recipe, stage, seed] = verdict
+    return Found(good=good, refused=refused, missing=tuple(missing))
+
+
+def shown(column: str, value: float) -> float:
+    """A figure in the unit the tables print: shares and correlations times 100."""
+    metric = column.partition(".")[2]
+    return value if metric in _LOWER else 100.0 * value
+
+
+def _error(column: str, value: float) -> float:
+    metric = column.partition(".")[2]
+    return value if metric in _LOWER else 1.0 - value
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation; the mean alone of one value, "–" of none."""
+    if not values:
+        return "–"
+    text = f"{statistics.mean(values):.2f}"
+    return text if len(values) < 2 else f"{text} ± {statistics.stdev(values):.2f}"
+
+
+def worsening(records: Mapping[int, Record], reference: Mapping[int, Record], columns: Sequence[str]) -> list[float]:
+    """Per seed that both have: mean over the columns both have of the relative growth of the error, in percent."""
+    found = []
+    for seed in sorted(records.keys() & reference.keys()):
+        pairs = [(column, value_of(records[seed], column), value_of(reference[seed], column)) for column in columns]
+        growth = [_error(c, mine) / _error(c, its) - 1.0 for c, mine, its in pairs if mine is not None and its]
+        if growth:
+            found.append(100.0 * statistics.mean(growth))
+    return found
+
+
+def judged(table: Table, found: Found) -> list[dict[str, Any]]:
+    """Each published relation with what was measured.
+
+    Differences are those of the same seed, in the printed unit, above 0 where the published row is the better one. A
+    relation held when it did with every seed, did not when the opposite came out with every seed, and is undecided
+    otherwise; NOT_RUN with fewer than two seeds.
+    """
+    lines = []
+    for relation in table.relations:
+        better, than = (
+            found.good.get((name, stage or _stage_of(table, name)), {})
+            for name, stage in ((relation.better, relation.better_stage), (relation.than, relation.than_stage))
+        )
+        gains = _gains(table, relation.column, better, than)
+        verdict = "undecided"
+        if len(gains) < 2:
+            verdict = "NOT_RUN"
+        elif all(gain > 0.0 for gain in gains):
+            verdict = "held"
+        elif all(gain < 0.0 for gain in gains):
+            verdict = "did not hold"
+        lines.append({**to_plain(relation), "gains": gains, "verdict": verdict})
+    return lines
+
+
+def _gains(table: Table, column: str, better: Mapping[int, Record], than: Mapping[int, Record]) -> list[float]:
+    """Per seed that both have: how much better the first is, in the printed unit, or of "all" in percent of errors."""
+    if column == "all":
+        return [-value for value in worsening(better, than, table.columns)]
+    sign = -1.0 if column.partition(".")[2] in _LOWER else 1.0
+    pairs = [(value_of(better[s], column), value_of(than[s], column)) for s in sorted(better.keys() & than.keys())]
+    return [sign * (shown(column, m) - shown(column, i)) for m, i in pairs if m is not None and i is not None]
+
+
+def _stage_of(table: Table, recipe: str) -> str:
+    return next(row.stage or table.stage for row in table.rows if row.recipe == recipe)
+
+
+def heading(column: str) -> str:
+    task, _, metric = column.partition(".")
+    return f"{task}: {_NAMES.get(metric, metric.replace('_', ' ') + ', %')}"
+
+
+def markdown(name: str, table: Table, records: Sequence[Record]) -> str:
+    """The table as it is committed."""
+    found = gather(table, records)
+    good = [record for own in found.good.values() for record in own.values()]
+    heads = ["recipe", *(["stage"] if any(row.stage for row in table.rows) else []), "seeds"]
+    heads += [f"val {heading(table.columns[0])}", *map(heading, table.columns)]
+    heads += ["errors over all columns, %"] if table.against else []
+    heads += ["parameters", "CPU s"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    reference = found.good[table.against, _stage_of(table, table.against)] if table.against else {}
+    for row in table.rows:
+        stage = row.stage or table.stage
+        own = found.good[row.recipe, stage]
+        cells = [f"`{row.recipe}`", *([stage] if any(r.stage for r in table.rows) else []), str(len(own))]
+        cells += [_cell(own, table.columns[0], "val"), *(_cell(own, column, "test") for column in table.columns)]
+        if table.against:
+            cells.append(spread(worsening(own, reference, table.columns)))
+        times = [record["cpu_s"] for record in own.values() if record["cpu_s"] is not None]
+        cells.append(f"{next(iter(own.values()))['parameters']:,}" if own else "–")
+        cells.append(f"{statistics.mean(times):.0f}" if times else "–")
+        lines.append("| " + " | ".join(cells) + " |")
+    total = sum(len(table.seeds) for _ in table.rows)
+    state = f"{len(good)} of {total} trainings stand in the table"
+    if found.missing:
+        names = ", ".join(dict.fromkeys(f"`{one.recipe}`" for one in found.missing))
+        state += f"; {len(found.missing)} are NOT_RUN ({names})"
+    refused = [f"* `{recipe}`, {stage}, seed {seed}: {why}" for (recipe, stage, seed), why in found.refused.items()]
+    published = [
+        "| published | by | difference | verdict |",
+        "|---|---|---|---|",
+        *(
+            f"| {line['says']} | {line['source']} | {spread(line['gains'])} | {line['verdict']} |"
+            for line in judged(table, found)
+        ),
+    ]
+    parts = [
+        f"# {table.title}",
+        table.about.strip(),
+        _conditions(name, table, good),
+        "\n".join(lines),
+        f"{state}.",
+        *(["Refused:\n\n" + "\n".join(refused)] if refused else []),
+        *([f"![Validation curves]({name}.png)"] if table.curves and good else []),
+        *(
+            [
+                "Difference: of the same seed on the reported faces, above 0 where the published row is the better "
+                "one. It held when it did with every seed.",
+                "\n".join(published),
+            ]
+            if table.relations
+            else []
+        ),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(own: Mapping[int, Record], column: str, split: str) -> str:
+    values = [value_of(record, column, split) for record in own.values()]
+    return spread([shown(column, value) for value in values if value is not None])
+
+
+def _conditions(name: str, table: Table, good: Sequence[Record]) -> str:
+    until = "" if table.stage == "qat" else f" --until {table.stage}"
+    text = (
+        f"`python -m benchmarks.tables {name}`; one row by hand: `edgeface distill RECIPE --set seed=SEED"
+        f"{until} --out runs/RECIPE-SEED`, then `edgeface eval runs/RECIPE-SEED/{table.stage} --data SOURCE`. "
+    )
+    if not good:
+        return text + "Nothing has run yet."
+    faces = {source: found["samples"] for record in good for source, found in record["test"].items()}
+    steps = sorted({record["steps"] for record in good})
+    text += "Reported on " + ", ".join(f"{source} ({n:,} faces)" for source, n in faces.items())
+    text += f", looked at once a training; mean ± standard deviation over {len(table.seeds)} seeds"
+    text += f"; {' or '.join(f'{n:,}' for n in steps)} steps each. "
+    machines = sorted({f"{record['machine']}, torch {record['versions']['torch']}" for record in good})
+    text += f"One thread of {'; '.join(machines)}. "
+    text += (
+        "A row is refused when the main task's loss on the training faces does not end at or below "
+        f"{table.converged:g} of what the untrained network, whose heads answer next to nothing, loses."
+    )
+    return text
+
+
+def draw_curves(name: str, table: Table, records: Sequence[Record], *, out: Path) -> None:
+    """The main column's validation curve of every row, mean over its seeds, as OUT/NAME.png."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    found = gather(table, records)
+    column = table.columns[0]
+    figure, axes = plt.subplots(figsize=(7.0, 4.2), constrained_layout=True)
+    for (recipe, _), own in found.good.items():
+        curves = [record["curve"] for record in own.values() if column in record["curve"]]
+        if not curves:
+            continue
+        steps = curves[0]["step"]
+        means = [statistics.mean(curve[column][place] for curve in curves) for place in range(len(steps))]
+        (line,) = axes.plot(steps, [shown(column, mean) for mean in means], label=recipe)
+        for curve in curves:
+            axes.plot(steps, [shown(column, v) for v in curve[column]], color=line.get_color(), alpha=0.25, lw=0.8)
+            for task in (key.removesuffix(".active") for key in curve if key.endswith(".active")):
+                stops = [place for place, active in enumerate(curve[f"{task}.active"]) if active == 0.0]
+                if stops:
+                    at = stops[0]
+                    axes.plot(steps[at], shown(column, curve[column][at]), "o", ms=3, color=line.get_color())
+    axes.set_xlabel("step")
+    axes.set_ylabel(f"val {heading(column)}")
+    axes.set_yscale("log")
+    axes.legend(frameon=False)
+    figure.savefig(out / f"{name}.png", dpi=110, metadata={"Software": ""})
+    plt.close(figure)
+
+
+def read_records(out: Path) -> list[Record]:
+    """Every record that any table has, one of a digest."""
+    found: dict[str, Record] = {}
+    for path in sorted(out.glob("*.json")):
+        for record in json.loads(path.read_text(encoding="utf-8"))["rows"]:
+            found[record["key"]] = record
+    return list(found.values())
+
+
+def write_tables(tables: Mapping[str, Table], records: Sequence[Record], *, out: Path) -> None:
+    """OUT/NAME.json and OUT/NAME.md of every table."""
+    for name, table in tables.items():
+        wanted = set(trainings({name: table}))
+        own = [r for r in records if Training(recipe=r["recipe"], stage=r["stage"], seed=r["seed"]) in wanted]
+        own.sort(key=lambda record: (record["recipe"], record["stage"], record["seed"]))
+        kept = own if table.curves else [{k: v for k, v in record.items() if k != "curve"} for record in own]
+        found = gather(table, own)
+        write_json(
+            out / f"{name}.json",
+            {
+                "schema": 1,
+                "table": name,
+                "rows": kept,
+                "relations": judged(table, found),
+                "not_run": [f"{one.recipe}, {one.stage}, seed {one.seed}" for one in found.missing],
+                "refused": [f"{', '.join(map(str, one))}: {why}" for one, why in found.refused.items()],
+            },
+        )
+        write_bytes(out / f"{name}.md", markdown(name, table, own).encode())
+        if table.curves and any(found.good.values()):
+            draw_curves(name, table, own, out=out)
+
+
+def left_over(
+    wanted: Sequence[Training], records: Sequence[Record], identities: Identities
+) -> Iterator[tuple[Training, str, str]]:
+    """Trainings without a record of the same digest, with that digest; or "" and why it cannot be had."""
+    keys = {record["key"] for record in records}
+    for training in wanted:
+        try:
+            key = identities.key(training)
+        except (DataError, UsageError, MissingToolError) as error:
+            yield training, "", str(error)
+            continue
+        if key not in keys:
+            yield training, key, ""
+
+
+@contextmanager
+def only_queue(runs: Path) -> Iterator[None]:
+    """Two queues would train the same rows into the same folders.
+
+    Raises:
+        UsageError: Another one is at work in this folder.
+    """
+    runs.mkdir(parents=True, exist_ok=True)
+    with (runs / "queue.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                "another queue", expected="one queue at a time", where=str(runs), do="Wait for it, or stop it"
+            ) from None
+        yield
+
+
+def work(
+    todo: Sequence[tuple[Training, str]], tables: Mapping[str, Table], records: list[Record], arguments: Any
+) -> None:
+    """Train what is left and write the tables after each training."""
+
+    def keep(record: Record) -> None:
+        same = ("recipe", "stage", "seed")
+        records[:] = [one for one in records if any(one[name] != record[name] for name in same)] + [record]
+        write_tables(tables, records, out=arguments.out)
+        main = {k: record.get(k) for k in ("recipe", "stage", "seed", "outcome", "reason", "cpu_s")}
+        print(json.dumps(main), flush=True)
+
+    needed = {start for training, _ in todo for start in starts(load_recipe(training.recipe)).values()}
+    for group in (
+        [one for one in todo if one[0] in needed],  # so that two processes never train the same start
+        [one for one in todo if one[0] not in needed],
+    ):
+        if arguments.jobs == 1:
+            for training, key in group:
+                keep(train(training, key=key, runs=arguments.runs))
+            continue
+        with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+            futures = [pool.submit(train, training, key=key, runs=arguments.runs) for training, key in group]
+            for future in as_completed(futures):
+                keep(future.result())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help="names of benchmarks/tables; default: all")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings at a time, one thread each")
+    parser.add_argument("--dry", action="store_true", help="say what is left and stop")
+    parser.add_argument("--render", action="store_true", help="write the tables from the rows that are there and stop")
+    parser.add_argument("--runs", type=Path, default=Path("runs/tables"), metavar="DIR", help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="folder of the tables")
+    arguments = parser.parse_args()
+    try:
+        tables = load_tables()
+        unknown = [name for name in arguments.tables if name not in tables]
+        if unknown:
+            raise UsageError(f"no table {unknown}", expected=f"among {', '.join(tables)}", where="TABLE")
+        chosen = {name: tables[name] for name in arguments.tables or tables}
+        records = read_records(arguments.out)
+        if arguments.render:
+            write_tables(chosen, records, out=arguments.out)
+            return 0
+        todo = list(left_over(trainings(chosen), records, Identities()))
+        for training, key, why in todo:
+            if arguments.dry or not key:
+                print(f"{training.recipe}, {training.stage}, seed {training.seed}{'' if key else f': NOT_RUN, {why}'}")
+        times = [record["cpu_s"] for record in records if record.get("cpu_s")]
+        guess = f", about {len(todo) * statistics.mean(times) / 3600:.1f} core-hours" if times else ""
+        print(f"{len(todo)} trainings are left{guess}", flush=True)
+        if not arguments.dry:
+            with only_queue(arguments.runs):
+                work([(training, key) for training, key, _ in todo if key], chosen, records, arguments)
+    except InterruptedRun as stopped:
+        print(stopped, file=sys.stderr)
+        return 130
+    except EdgefaceError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,322 @@
+"""The queue of the comparison tables: what is trained, skipped, refused, and what the committed tables say."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import distill.train
+from benchmarks import tables
+from benchmarks.tables import (
+    RESULTS,
+    Identities,
+    Relation,
+    Row,
+    Table,
+    Training,
+    essence,
+    gather,
+    judged,
+    left_over,
+    load_tables,
+    markdown,
+    read_records,
+    starts,
+    trainings,
+    worsening,
+)
+from edgeface import config
+from edgeface.config import load_recipe
+from edgeface.errors import ConfigError, InterruptedRun
+
+RECIPE = """
+name = "{name}"
+summary = "{name}"
+threads = 1
+[data]
+train = ["synthetic:{faces}@train"]
+val = ["synthetic:8@val"]
+test = ["synthetic:12@test"]
+pack_px = 40
+[tasks]
+landmarks5 = 1.0
+gender = {gender}
+[teacher.network]
+backbone = "tcdcn_relu"
+input_px = 40
+[teacher.train]
+epochs = 2
+batch = 8
+warmup_epochs = 0
+checkpoint_s = 1e-6
+"""
+TABLE = """
+title = "Two weights"
+about = "Drawn faces."
+columns = ["landmarks5.nme_percent", "gender.accuracy"]
+varies = ["tasks.gender", "teacher.transfer"]
+converged = 9.0
+seeds = [0, 1]
+rows = ["light", {recipe = "heavy"}]
+"""
+
+
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with two recipes and a table of them, in the place of the packaged ones."""
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "tables").mkdir()
+    for name, gender in (("light", 0.1), ("heavy", 1.0)):
+        write_recipe(tmp_path, name, gender=gender)
+    (tmp_path / "tables" / "weights.toml").write_text(TABLE, encoding="utf-8")
+    monkeypatch.setattr(config, "RECIPES", tmp_path / "recipes")
+    monkeypatch.setattr(tables, "DEFINITIONS", tmp_path / "tables")
+    monkeypatch.setenv("EDGEFACE_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def write_recipe(folder: Path, name: str, *, gender: float = 0.1, faces: int = 24, more: str = "") -> None:
+    text = RECIPE.format(name=name, gender=gender, faces=faces) + more
+    (folder / "recipes" / f"{name}.toml").write_text(text, encoding="utf-8")
+
+
+def queue(folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    places = ("--runs", str(folder / "runs"), "--out", str(folder / "out"))
+    monkeypatch.setattr(sys, "argv", ["benchmarks.tables", *words, *places])
+    monkeypatch.setattr(tables.load_tables, "__defaults__", (folder / "tables",))
+    return tables.main()
+
+
+def record(recipe: str = "a", *, seed: int = 0, fell_to: float = 0.1, steps: int = 100, **figures: float) -> Any:
+    test = {"landmarks5": {"nme_percent": figures.get("nme", 5.0)}, "gender": {"accuracy": figures.get("gender", 0.9)}}
+    return {
+        "recipe": recipe,
+        "seed": seed,
+        "stage": "teacher",
+        "key": f"{recipe}-{seed}",
+        "outcome": "MEASURED",
+        "reason": "",
+        "cpu_s": 10.0,
+        "commit": "",
+        "machine": "a CPU",
+        "versions": {"torch": "2"},
+        "steps": steps,
+        "samples": 800,
+        "parameters": 1000,
+        "loss_before": {"landmarks5": 2.0},
+        "loss_after": {"landmarks5": 2.0 * fell_to},
+        "val": {"drawn@val": {"samples": 10, **test}},
+        "test": {"drawn@test": {"samples": 10, **test}},
+    }
+
+
+def table(*rows: str, seeds: Sequence[int] = (0, 1), **changes: Any) -> Table:
+    made = Table(
+        title="t",
+        about="a",
+        columns=("landmarks5.nme_percent", "gender.accuracy"),
+        rows=tuple(Row(recipe=name) for name in rows or ("a", "b")),
+        seeds=tuple(seeds),
+    )
+    return replace(made, **changes)
+
+
+def test_every_table_compares_recipes_that_differ_in_what_it_names_alone() -> None:
+    found = load_tables()
+    assert {"beauty", "landmarks", "balancers", "stopping", "activation"} <= set(found)
+    for one in found.values():
+        assert len(one.seeds) >= 3 or one.title.startswith("What the transferred")
+
+
+def test_a_row_that_differs_elsewhere_is_refused(written: Path) -> None:
+    assert set(load_tables(written / "tables")) == {"weights"}
+    write_recipe(written, "heavy", gender=1.0, faces=32)
+    with pytest.raises(ConfigError, match=r"'heavy' differs from 'light' in data\.train"):
+        load_tables(written / "tables")
+
+
+def test_a_relation_between_rows_that_are_not_there_is_refused(written: Path) -> None:
+    more = '[[relations]]\nsays = "s"\nsource = "s"\nbetter = "light"\nthan = "none"\ncolumn = "age.mae_years"\n'
+    (written / "tables" / "weights.toml").write_text(TABLE + more, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"'none' is no row; 'age\.mae_years' is no column"):
+        load_tables(written / "tables")
+
+
+def test_a_key_that_is_written_out_at_its_default_changes_no_digest(written: Path) -> None:
+    training = Training(recipe="light", stage="teacher", seed=0)
+    before = Identities().key(training)
+    write_recipe(written, "light", more="momentum = 0.9\n")
+    assert Identities().key(training) == before
+    write_recipe(written, "light", more="momentum = 0.8\n")
+    assert Identities().key(training) != before, "twin: another value is another training"
+
+
+def test_seed_data_stage_and_start_are_part_of_the_digest(written: Path) -> None:
+    training = Training(recipe="light", stage="teacher", seed=0)
+    found = [Identities().key(training), Identities().key(replace(training, seed=1))]
+    found.append(Identities().key(replace(training, stage="student")))
+    write_recipe(written, "light", more='[teacher.transfer]\nstart = "runs/heavy/teacher"\n')
+    found.append(Identities().key(training))
+    write_recipe(written, "heavy", gender=0.7)
+    found.append(Identities().key(training))
+    write_recipe(written, "light", faces=32)
+    found.append(Identities().key(training))
+    assert len(set(found)) == len(found)
+
+
+def test_what_others_start_from_is_trained_first_and_once(written: Path) -> None:
+    write_recipe(written, "heavy", gender=1.0, more='[teacher.transfer]\nstart = "runs/light/teacher"\n')
+    assert starts(load_recipe("heavy")) == {"teacher.transfer.start": Training(recipe="light", stage="teacher", seed=0)}
+    order = trainings(load_tables(written / "tables"))
+    assert [(one.recipe, one.seed) for one in order] == [("light", 0), ("heavy", 0), ("light", 1), ("heavy", 1)]
+
+
+def test_a_spec_is_told_by_what_it_changes() -> None:
+    plain = essence(load_recipe("balancer-famo"))
+    assert plain["teacher"]["balancer"] == {"name": "famo"}
+    assert "qat" not in plain
+
+
+@pytest.mark.slow
+def test_the_queue_trains_each_row_once_and_goes_on_where_it_was_stopped(
+    written: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rate, calls = distill.train.learning_rate, []
+
+    def stopped_at_fourth(step: int, **words: Any) -> float:
+        calls.append(step)
+        if len(calls) == 4:
+            signal.raise_signal(signal.SIGINT)
+        return rate(step, **words)
+
+    monkeypatch.setattr(distill.train, "learning_rate", stopped_at_fourth)
+    assert queue(written, monkeypatch) == 130
+    assert read_records(written / "out") == []
+    assert queue(written, monkeypatch) == 0
+    assert calls[:6] == [0, 1, 2, 3, 4, 5], "it went on at the step it was stopped at"
+    records = read_records(written / "out")
+    assert len(records) == 4
+    assert all(one["steps"] == 6 and one["test"]["synthetic:12@test"]["samples"] == 12 for one in records)
+
+    done = len(calls)
+    assert queue(written, monkeypatch) == 0
+    assert len(calls) == done, "nothing is trained twice"
+    assert "0 trainings are left" in capsys.readouterr().out
+
+    write_recipe(written, "heavy", gender=0.9)
+    assert queue(written, monkeypatch, "--dry") == 0
+    assert "heavy, teacher, seed 0\nheavy, teacher, seed 1\n2 trainings are left" in capsys.readouterr().out
+    text = (written / "out" / "weights.md").read_text(encoding="utf-8")
+    assert "4 of 4 trainings stand in the table." in text
+
+
+@pytest.mark.slow
+def test_a_stopped_row_has_the_figures_of_one_that_was_not(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Training(recipe="light", stage="teacher", seed=0)
+    rate = distill.train.learning_rate
+
+    def stopped(step: int, **words: Any) -> float:
+        if step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return rate(step, **words)
+
+    whole = tables.train(training, key="k", runs=written / "whole")
+    monkeypatch.setattr(distill.train, "learning_rate", stopped)
+    with pytest.raises(InterruptedRun):
+        tables.train(training, key="k", runs=written / "parts")
+    monkeypatch.setattr(distill.train, "learning_rate", rate)
+    parts = tables.train(training, key="k", runs=written / "parts")
+    assert parts["cpu_s"] is None, "of two sittings the time is not known"
+    assert {**parts, "cpu_s": 0.0} == {**whole, "cpu_s": 0.0}
+    other = tables.train(replace(training, seed=1), key="k", runs=written / "whole")
+    assert other["test"] != whole["test"], "twin: another seed has other figures"
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_is_a_failed_row_and_no_figure(written: Path) -> None:
+    write_recipe(written, "light", more="lr = 1e30\nclip = 0\noptimizer = 'sgd'\n")
+    found = tables.train(Training(recipe="light", stage="teacher", seed=0), key="k", runs=written / "runs")
+    assert found["outcome"] == "FAILED"
+    assert "the loss is" in found["reason"] or "not finite" in found["reason"]
+    assert "test" not in found
+
+
+def test_sources_that_are_not_here_leave_the_row_not_run(written: Path) -> None:
+    text = (written / "recipes" / "light.toml").read_text(encoding="utf-8")
+    (written / "recipes" / "light.toml").write_text(
+        text.replace("synthetic:8@val", f"folder:{written}/nowhere@val"), encoding="utf-8"
+    )
+    ((training, key, why),) = left_over([Training(recipe="light", stage="teacher", seed=0)], [], Identities())
+    assert (training.recipe, key) == ("light", "")
+    assert "nowhere" in why
+
+
+def test_a_second_queue_in_the_same_folder_is_refused(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tables.only_queue(written / "runs"):
+        assert queue(written, monkeypatch) == 2
+    with tables.only_queue(written / "runs"):
+        pass
+
+
+def test_a_row_whose_loss_did_not_fall_is_refused() -> None:
+    records = [record("a"), record("a", seed=1, fell_to=0.51), record("b"), record("b", seed=1, fell_to=float("nan"))]
+    found = gather(table(), records)
+    assert set(found.good["a", "teacher"]) == {0}
+    assert found.refused["a", "teacher", 1] == "UNCONVERGED: landmarks5's loss ended at 0.51 of the untrained network's"
+    assert ("b", "teacher", 1) in found.refused, "a loss that is no number fell nowhere"
+    assert not gather(table(converged=0.52), records[:3]).refused, "twin: under a looser factor it stands"
+
+
+def test_a_row_of_another_length_is_refused() -> None:
+    records = [record("a"), record("a", seed=1), record("b", steps=99)]
+    assert gather(table(), records).refused == {("b", "teacher", 0): "OTHER_LENGTH: 99 steps, not 100"}
+    assert not gather(table(same_steps=False), records).refused
+
+
+def test_missing_rows_are_told_and_stand_in_no_mean() -> None:
+    text = markdown("t", table(), [record("a", nme=5.0), record("a", seed=1, nme=6.0)])
+    assert "| `a` | 2 | 5.50 ± 0.71 | 5.50 ± 0.71 | 90.00 ± 0.00 | 1,000 | 10 |" in text
+    assert "| `b` | 0 | – | – | – | – | – |" in text
+    assert "2 of 4 trainings stand in the table; 2 are NOT_RUN (`b`)." in text
+
+
+@pytest.mark.parametrize(
+    ("errors", "verdict"),
+    [((4.0, 4.5), "held"), ((5.5, 6.0), "did not hold"), ((4.0, 6.0), "undecided"), ((4.0,), "NOT_RUN")],
+)
+def test_a_relation_holds_when_it_does_with_every_seed(errors: tuple[float, ...], verdict: str) -> None:
+    relation = Relation(says="b helps", source="s", better="b", than="a", column="landmarks5.nme_percent")
+    one = table(relations=(relation,))
+    records = [record("a", seed=0), record("a", seed=1)]
+    records += [record("b", seed=seed, nme=error) for seed, error in enumerate(errors)]
+    (line,) = judged(one, gather(one, records))
+    assert line["verdict"] == verdict
+    assert line["gains"] == pytest.approx([5.0 - error for error in errors])
+
+
+def test_all_columns_are_held_against_the_same_seed() -> None:
+    found = worsening(
+        {0: record(nme=6.0, gender=0.95), 2: record()}, {0: record(nme=5.0), 1: record()}, table().columns
+    )
+    assert found == pytest.approx([100.0 * ((6.0 / 5.0 - 1.0) + (0.05 / 0.1 - 1.0)) / 2.0])
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_a_committed_table_is_that_of_its_figures(path: Path) -> None:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    definition = load_tables()[path.stem]
+    text = path.with_suffix(".md").read_text(encoding="utf-8")
+    assert markdown(path.stem, definition, found["rows"]) == text
+    shown = [row for row in found["rows"] if row["outcome"] == "MEASURED"]
+    if shown:
+        (scores, *_) = shown[0]["test"].values()
+        task, _, metric = definition.columns[0].partition(".")
+        scores[task][metric] += 1.0
+        assert markdown(path.stem, definition, found["rows"]) != text, "twin: another figure is noticed"
