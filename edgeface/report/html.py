@@ -695,6 +695,8 @@ def _training(curves: Mapping[str, str]) -> list[Plot | None]:
     plots_of = []
     for column in sorted(lines_of, key=lambda column: order.get(column.partition(".")[0], -1)):
         task, _, metric = column.partition(".")
+        if metric in _STEERING:
+            continue
         words = title(metric) if metric else task
         plots_of.append(
             plots.line_chart(
@@ -704,7 +706,32 @@ def _training(curves: Mapping[str, str]) -> list[Plot | None]:
                 x_title="epoch",
             )
         )
-    return plots_of
+    return plots_of + [chart for stage, found in read.items() for chart in _steering(stage, found)]
+
+
+# What balancers and early stopping add to a training curve, a column for each task; "" is not drawn.
+_STEERING = {"weight": "weights of the tasks", "criterion": "stopping criterion of the tasks", "loss": "", "active": ""}
+
+
+def _steering(stage: str, found: Mapping[str, Line]) -> list[Plot | None]:
+    """How a stage's tasks were balanced and stopped, a line per task."""
+    charts = []
+    for metric, words in _STEERING.items():
+        columns = [column for column in found if column.partition(".")[2] == metric]
+        if not words or not columns:
+            continue
+        lines_of = [
+            replace(
+                found[column],
+                name=column.partition(".")[0],
+                colour=SERIES[place % len(SERIES)],
+                dash=plots.DASHES[place // len(SERIES) % len(plots.DASHES)],
+            )
+            for place, column in enumerate(columns)
+        ]
+        title_words = f"{stage}: {words}"
+        charts.append(plots.line_chart(lines_of, name=f"{stage}-{metric}", title=title_words, x_title="epoch"))
+    return charts
 
 
 def _read_curve(stage: str, text: str) -> dict[str, Line]:
@@ -718,7 +745,7 @@ def _read_curve(stage: str, text: str) -> dict[str, Line]:
                 continue
             at = [row for row in rows if row[column]]
             y = [float(row[column]) for row in at]
-            if metric:
+            if metric and metric not in _STEERING:
                 y = [scaled(metric, value) for value in y]
             if at:
                 x = [float(row["epoch"]) for row in at]

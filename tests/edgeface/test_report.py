@@ -191,6 +191,18 @@ def test_report_of_anything_else_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_weights_and_criteria_of_the_tasks_are_drawn_a_line_a_task() -> None:
+    curve = (
+        "step,epoch,lr,gender.accuracy,gender.active,gender.criterion,gender.loss,gender.weight,pose.weight\n"
+        "10,1,0.1,0.5,1,,0.7,1,0.5\n20,2,0.1,0.6,1,3.5,0.6,0.8,0.7\n"
+    )
+    made = {plot.name: plot for plot in page(name="x", cards=[], curves={"teacher": curve}).plots}
+    assert set(made) == {"training-gender-accuracy", "teacher-weight", "teacher-criterion"}
+    lines_drawn = made["teacher-weight"].figure.axes[0].lines
+    assert [list(line.get_ydata()) for line in lines_drawn] == [[1.0, 0.8], [0.5, 0.7]]
+    assert list(made["teacher-criterion"].figure.axes[0].lines[0].get_ydata()) == [3.5]
+
+
 def test_damaged_curve_is_refused() -> None:
     with pytest.raises(ModelError, match="damaged training curve"):
         page(name="x", cards=[], curves={"teacher": "step,epoch,pose.accuracy\n1,one,0.5\n"})
