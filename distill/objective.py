@@ -12,6 +12,7 @@ from distill.features import FeaturePairs
 from distill.identity import PeopleClassifier
 from distill.images import shrink
 from distill.losses import compare_features, hard_loss, known_rows, require_shapes, soft_loss
+from edgeface.data.loader import answered
 from edgeface.specs import FEATURES, DistillSpec, LossSpec, ModelSpec
 from edgeface.tasks import TASKS, Kind
 
@@ -43,7 +44,9 @@ class Objective:
         distill: Mixing of labels and teacher.
         teacher: Frozen teacher network, or None to learn from labels alone.
         teacher_model: Its outputs.
+        teacher_names: Task name to the teacher's own name of its output, where that is another.
         teacher_dtype: Autocast type of its forward pass.
+        stored: Tasks whose answers come with the labels (`edgeface.data.loader.answered`) instead of from `teacher`.
         people: Classifier over the training people, where identity is learned from labels.
         class_weights: Task name to the weights of its classes, where its form is a weighted one.
         pairs: Layers of network and teacher that are compared, where the recipe names a loss for the features.
@@ -55,7 +58,9 @@ class Objective:
     distill: DistillSpec
     teacher: nn.Module | None = None
     teacher_model: ModelSpec | None = None
+    teacher_names: Mapping[str, str] = field(default_factory=dict)
     teacher_dtype: torch.dtype = torch.float32
+    stored: frozenset[str] = frozenset()
     people: PeopleClassifier | None = None
     class_weights: Mapping[str, Tensor] = field(default_factory=dict)
     pairs: FeaturePairs | None = None
@@ -105,7 +110,13 @@ class Objective:
             prediction = outputs[name].float()
             known = known_rows(output, labels[name])
             hard = self._hard(name, prediction, labels[name])
-            if name in taught:
+            if name in self.stored:
+                soft, told = self._from_stored(name, prediction, labels)
+                share = torch.where(told, torch.where(known, self.distill.soft, 1.0), 0.0)
+                value, heard = share * soft + (1.0 - share) * hard, told | known
+                parts[name] = value.sum() / heard.sum().clamp(min=1)
+                present[name] = heard.any().to(parts[name].dtype)
+            elif name in taught:
                 assert self.teacher_model is not None
                 soft = soft_loss(
                     output,
@@ -146,9 +157,31 @@ class Objective:
             return self.people(prediction, labels)  # type: ignore[no-any-return]
         return hard_loss(output, prediction, labels, spec=self.loss, weights=self.class_weights.get(name))
 
+    def _from_stored(self, name: str, prediction: Tensor, labels: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """(B,) loss against stored answers, 0 where there is none, and (B,) bool where there is one."""
+        output, answers = self.model.output(name), labels[answered(name)]
+        told = torch.isfinite(answers.flatten(1)).all(dim=1)
+        if not told.any():
+            return prediction.flatten(1).sum(dim=1) * 0.0, told
+        if TASKS[output.task].kind is Kind.LANDMARKS:  # stored as points; soft_loss adds the mean shape
+            answers = answers - torch.tensor(output.mean_shape, device=answers.device, dtype=answers.dtype)
+        # Only the rows that have one: some losses compare samples with each other.
+        soft = soft_loss(
+            output,
+            prediction[told],
+            answers[told],
+            teacher_output=output,
+            labels=labels[name][told],
+            distill=self.distill,
+            spec=self.loss,
+        )
+        return soft.new_zeros(len(told)).masked_scatter(told, soft), told
+
     def _ask_teacher(self, images: Tensor) -> dict[str, Tensor]:
         if self.teacher is None or self.teacher_model is None or self.distill.soft == 0.0:
             return {}
+        if self.pairs is None and all(name in self.stored for name in self.weights):
+            return {}  # nothing is left to ask
         side = self.teacher_model.input_px
         if side != images.shape[-1]:
             images = shrink(images, side)
@@ -157,5 +190,5 @@ class Objective:
             torch.autocast(images.device.type, self.teacher_dtype, self.teacher_dtype != torch.float32),
         ):
             outputs = self.teacher(images)
-        names = {output.name for output in self.teacher_model.outputs}
-        return {name: outputs[name].float() for name in self.weights if name in names}
+        names = {output.name for output in self.teacher_model.outputs} - self.stored
+        return {name: outputs[self.teacher_names.get(name, name)].float() for name in self.weights if name in names}

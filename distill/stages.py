@@ -14,6 +14,7 @@ from torch import nn
 
 from distill.balance import Balancing, balancer
 from distill.features import FeaturePairs
+from distill.foreign import Answers, in_our_words, rows_for, taught_tasks
 from distill.identity import PeopleClassifier
 from distill.imbalance import label_weights
 from distill.objective import Objective
@@ -21,6 +22,7 @@ from distill.stopping import Stopping
 from distill.train import Progress, Trained, train
 from edgeface.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from edgeface.config import to_plain
+from edgeface.data.derive import derived
 from edgeface.data.loader import Batches
 from edgeface.data.pack import Pack, pack
 from edgeface.data.sources import data_root, open_source
@@ -37,6 +39,7 @@ from edgeface.specs import (
     FEATURES,
     IMAGENET,
     STAGES,
+    AugmentSpec,
     BalancerSpec,
     DistillSpec,
     LossSpec,
@@ -69,9 +72,13 @@ _LATER: Mapping[str, object] = {
     "margin_scale": LossSpec.margin_scale,
     "class_power": LossSpec.class_power,
     "focal_gamma": LossSpec.focal_gamma,
+    "hue": AugmentSpec.hue,
+    "shear_deg": AugmentSpec.shear_deg,
+    "border": AugmentSpec.border,
     "losses": {},
     "feature_weight": DistillSpec.feature_weight,
     "taps": [],
+    "classifier": "softmax",
 }
 WATCHES = 10  # validations of a training
 
@@ -86,6 +93,7 @@ class TrainingData:
         root: Folder that holds the corpora.
         outputs: Task name to its output, mean shapes included.
         content_hash: Digest of the training pictures and labels.
+        derive: Tasks whose labels are derived from others.
     """
 
     train: Sequence[Pack]
@@ -93,6 +101,7 @@ class TrainingData:
     root: Path
     outputs: Mapping[str, OutputSpec]
     content_hash: str
+    derive: Sequence[str] = ()
 
     @property
     def licences(self) -> list[str]:
@@ -104,7 +113,8 @@ class TrainingData:
 
     def validation(self, input_px: int) -> list[Pack]:
         """Evaluation crops of the validation sources, cut as users of the model will cut them."""
-        return [pack(open_source(source, root=self.root), px=input_px, margin=1.0) for source in self.val]
+        packs = (pack(open_source(source, root=self.root), px=input_px, margin=1.0) for source in self.val)
+        return [derived(part, self.derive) for part in packs]
 
 
 def use_threads(recipe: Recipe) -> None:
@@ -141,7 +151,8 @@ def training_data(
     for source in recipe.data.train:
         corpus = open_source(source, root=root, strict=strict)
         told = None if progress is None else (lambda done, total, source=source: progress(source, done, total))
-        parts.append(pack(corpus, px=recipe.data.pack_px, margin=recipe.data.margin, progress=told))
+        part = pack(corpus, px=recipe.data.pack_px, margin=recipe.data.margin, progress=told)
+        parts.append(derived(part, recipe.data.derive))
     if sum(len(part) for part in parts) == 0:
         raise DataError("no usable sample", expected="at least one", where=f"data.train = {list(recipe.data.train)!r}")
     outputs = {}
@@ -178,8 +189,27 @@ def _mean_shape(name: str, parts: Sequence[Pack]) -> tuple[tuple[float, float], 
     return tuple((round(float(x), 6), round(float(y), 6)) for x, y in mean)
 
 
-def batches_for(recipe: Recipe, data: TrainingData, *, spec: TrainSpec, input_px: int, seed: int) -> Batches:
-    """Augmented training batches at an input size."""
+def batches_for(
+    recipe: Recipe,
+    data: TrainingData,
+    *,
+    spec: TrainSpec,
+    input_px: int,
+    seed: int,
+    answers: Answers | None = None,
+    model: ModelSpec | None = None,
+) -> Batches:
+    """Augmented training batches at an input size.
+
+    Args:
+        answers: Of a teacher, to go with the labels; needs `model`.
+        model: Outputs of the network to train.
+
+    Raises:
+        ConfigError: The answers teach none of its tasks.
+        DataError: None of the training faces is among them.
+    """
+    told = answers is not None and recipe.distill.soft > 0.0 and model is not None
     return Batches(
         data.train,
         tasks=tuple(recipe.tasks),
@@ -188,6 +218,8 @@ def batches_for(recipe: Recipe, data: TrainingData, *, spec: TrainSpec, input_px
         batch=spec.batch,
         seed=seed,
         balance=spec.balance,
+        databases=recipe.data.balance,
+        answers=rows_for(answers, data.train, model, names=recipe.teacher.map) if told else None,  # type: ignore[arg-type]
     )
 
 
@@ -229,7 +261,7 @@ def watcher(
     return watch
 
 
-def chosen(spec: NetworkSpec | LossSpec | DistillSpec) -> dict[str, object]:
+def chosen(spec: NetworkSpec | LossSpec | DistillSpec | AugmentSpec) -> dict[str, object]:
     """A spec as plain values for a digest, without later keys that were left as they are."""
     return {name: value for name, value in to_plain(spec).items() if name not in _LATER or value != _LATER[name]}
 
@@ -246,14 +278,31 @@ def stage_key(stage: str, recipe: Recipe, data: TrainingData, *, network: Networ
             "seed": recipe.seed,
             "threads": recipe.threads,
             "tasks": plain["tasks"],
-            "augment": plain["augment"],
+            "augment": chosen(recipe.augment),
             "loss": chosen(recipe.loss),
             "network": chosen(network),
             "train": timeless,
             "data": data.content_hash,
             **({"heads": plain["heads"]} if recipe.heads else {}),
+            **({"databases": recipe.data.balance} if recipe.data.balance else {}),
         }
     )
+
+
+def supervised_by(recipe: Recipe, teacher: Checkpoint | None, answers: Answers | None) -> dict[str, object]:
+    """What a student's digest says of what teaches it."""
+    plain: dict[str, object] = {"teacher": "" if teacher is None else teacher.sha256}
+    if answers is not None:
+        plain["answers"] = answers.sha256
+    if recipe.teacher.map:
+        plain["map"] = dict(recipe.teacher.map)
+    return plain
+
+
+def learned_from(teacher: Checkpoint | None, answers: Answers | None) -> dict[str, str]:
+    """For a manifest's `made_from`: what taught a student, to its digest."""
+    found = {} if teacher is None else {"teacher": teacher.sha256}
+    return found if answers is None else {**found, "answers": answers.sha256}
 
 
 def finished(folder: Path, key: str) -> Checkpoint | None:
@@ -276,14 +325,25 @@ def save_stage(
     data: TrainingData,
     made_from: Mapping[str, str],
     student: str = "",
+    teacher: Checkpoint | None = None,
+    answers: Answers | None = None,
 ) -> Checkpoint:
     """Save a finished stage; the step checkpoint goes, so a stopped run ends with the same files as an unstopped one.
 
     Args:
         made_from: Stage name to the weights' digest of the checkpoints it was made from.
         student: Path from `folder` to the float student of a QAT checkpoint; `build` takes the float files from it.
+        teacher: What taught it: its terms are inherited.
+        answers: As `teacher`.
     """
     from edgeface.config import dump_recipe
+
+    terms = [(data.licences, data.research_only)]
+    if teacher is not None:
+        made = teacher.manifest["provenance"]
+        terms.append((made["licences"], made["research_only"]))
+    if answers is not None:
+        terms.append((list(answers.licences), answers.research_only))
 
     return save_checkpoint(
         folder,
@@ -292,7 +352,11 @@ def save_stage(
         model=model,
         weights=trained.weights,
         companions=trained.companions,
-        provenance=provenance(seed=recipe.seed, licences=data.licences, research_only=data.research_only),
+        provenance=provenance(
+            seed=recipe.seed,
+            licences=list(dict.fromkeys(licence for licences, _ in terms for licence in licences)),
+            research_only=any(research_only for _, research_only in terms),
+        ),
         extra={
             "key": key,
             "made_from": dict(made_from),
@@ -329,6 +393,7 @@ def train_student(
     folder: Path,
     *,
     teacher: Checkpoint | None,
+    answers: Answers | None = None,
     report: Report | None = None,
 ) -> Checkpoint:
     """Distil a float student; without a teacher, or with distill.soft = 0, it learns from labels alone.
@@ -338,6 +403,7 @@ def train_student(
         data: From `training_data`.
         folder: Becomes the checkpoint; `folder.partial` beside it holds the step checkpoint meanwhile.
         teacher: The teacher's checkpoint.
+        answers: What a teacher answered before; where both are there, these teach the tasks they answer.
         report: Told of progress.
     """
     spec = recipe.student
@@ -345,11 +411,13 @@ def train_student(
         {
             "stage": stage_key("student", recipe, data, network=spec.network, spec=spec.train),
             "distill": chosen(recipe.distill),
-            "teacher": "" if teacher is None else teacher.sha256,
+            **supervised_by(recipe, teacher, answers),
         }
     )
     key = _with_steps(key, spec)
-    return _train_float("student", recipe, data, folder, spec=spec, key=key, teacher=teacher, report=report)
+    return _train_float(
+        "student", recipe, data, folder, spec=spec, key=key, teacher=teacher, answers=answers, report=report
+    )
 
 
 def _train_float(
@@ -362,6 +430,7 @@ def _train_float(
     key: str,
     teacher: Checkpoint | None,
     report: Report | None,
+    answers: Answers | None = None,
 ) -> Checkpoint:
     done = finished(folder, key)
     if done is not None:
@@ -406,7 +475,9 @@ def _train_float(
         trained=trained,
         recipe=recipe,
         data=data,
-        made_from={} if teacher is None else {"teacher": teacher.sha256},
+        made_from=learned_from(teacher, answers),
+        teacher=teacher,
+        answers=answers,
     )
     remove_partial(folder)
     return checkpoint
@@ -476,6 +547,7 @@ def objective_with(
     model: ModelSpec,
     *,
     teacher: Checkpoint | None,
+    answers: Answers | None = None,
     people: int = 0,
     class_weights: Mapping[str, torch.Tensor] | None = None,
     network: MultiTaskNetwork | None = None,
@@ -487,6 +559,7 @@ def objective_with(
     Args:
         model: Outputs of the network to train.
         teacher: Supervises, unless distill.soft is 0.
+        answers: As `teacher`; what they answer, it is not asked.
         people: How many people the labels tell apart.
         class_weights: What distill.imbalance.label_weights gives; None where no form is a weighted one.
         network: The network to train, when its features are to be compared with the teacher's; a fake-quantized one
@@ -498,7 +571,19 @@ def objective_with(
         ConfigError: A layer that the recipe compares does not exist, or `start` knows other people.
     """
     classifier = _classifier(recipe, model, people=people, seed=seed, start=start)
+    names = recipe.teacher.map
+    stored: frozenset[str] = frozenset()
+    if answers is not None and recipe.distill.soft > 0.0:
+        where = str(answers.folder)
+        stored = frozenset(taught_tasks(in_our_words(answers.model, names, where=where), model, where=where))
     if teacher is None or recipe.distill.soft == 0.0:
+        if stored and FEATURES in recipe.distill.losses:
+            raise ConfigError(
+                "a teacher of which only answers are stored",
+                expected="a checkpoint, whose layers can be looked into",
+                where="distill.losses.features",
+                do="Take it out, or name a checkpoint in teacher.frozen",
+            )
         return Objective(
             model=model,
             weights=recipe.tasks,
@@ -506,7 +591,10 @@ def objective_with(
             distill=recipe.distill,
             people=classifier,
             class_weights=class_weights or {},
+            stored=stored,
         )
+    known = in_our_words(teacher.model, names, where=str(teacher.folder))
+    taught_tasks(known, model, where=str(teacher.folder))
     guide = load_network(teacher).eval()
     guide.requires_grad_(False)
     pairs = None
@@ -519,8 +607,10 @@ def objective_with(
         loss=recipe.loss,
         distill=recipe.distill,
         teacher=guide,
-        teacher_model=teacher.model,
+        teacher_model=known,
+        teacher_names={ours: theirs for theirs, ours in names.items()},
         teacher_dtype=_DTYPES[recipe.teacher.train.dtype],
+        stored=stored,
         people=classifier,
         class_weights=class_weights or {},
         pairs=pairs,

@@ -121,21 +121,27 @@ def newest_run(runs: Path = RUNS) -> Path:
 
 
 def share_teacher(run: Path, key: str) -> bool:
-    """Link a teacher that a neighbouring run has already trained from the same recipe part and data.
+    """As `share_stage`, of the teacher."""
+    return share_stage(run, "teacher", key)
+
+
+def share_stage(run: Path, stage: str, key: str) -> bool:
+    """Link what a neighbouring run has already made from the same recipe part and data.
 
     Args:
-        run: The run that needs a teacher and has none.
-        key: Digest of everything the teacher depends on.
+        run: The run that needs it and has none.
+        stage: Its folder in a run: "teacher" or "forest".
+        key: Digest of everything it depends on.
 
     Returns:
         True when one was found and linked.
     """
     from edgeface.files import read_json
 
-    place = run / "teacher"
+    place = run / stage
     if place.exists() or place.is_symlink():
         return False
-    for manifest in sorted(run.parent.glob("*/teacher/manifest.json")):
+    for manifest in sorted(run.parent.glob(f"*/{stage}/manifest.json")):
         if manifest.parent.is_symlink() or manifest.parent.parent.is_symlink():
             continue
         try:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from edgeface.errors import ConfigError, did_you_mean
-from edgeface.precision import TARGETS
+from edgeface.precision import PRECISIONS, TARGETS
 from edgeface.tasks import TASKS, Kind
 
 TEACHERS = ("vgg16", "vgg19", "resnet50")
@@ -23,7 +23,10 @@ RESEARCH = ("tcdcn", "tcdcn_local", "tcdcn_unshared", "inception_resnet_v1")  # 
 BACKBONES = (*TEACHERS, *RESEARCH, *STUDENTS)
 ACTIVATIONS = ("relu", "prelu")
 IMAGENET = "imagenet"  # a start that is no folder
-CORPORA = ("synthetic", "folder", "mtfl", "fairface", "ferplus", "mebeauty", "london")
+CORPORA = (
+    *("synthetic", "folder", "mtfl", "fairface", "ferplus", "mebeauty", "london", "lsafbd", "scut_fbp5500", "utkface"),
+    *("fer2013", "rafdb", "celeba", "aflw", "afw", "w300", "wflw", "lfw", "ckplus", "oulu_casia"),
+)
 OPTIMIZERS = ("adamw", "sgd")
 DTYPES = ("fp32", "bf16")
 BALANCERS = (
@@ -39,6 +42,8 @@ BALANCERS = (
     "aligned",
 )
 STOPPING = ("none", "each", "all")
+DATABASES = ("", "database")
+CLASSIFIERS = ("softmax", "forest")
 CALIBRATIONS = ("minmax", "ema", "percentile", "mse")
 LANDMARK_LOSSES = ("wing", "l2", "smooth_l1")
 
@@ -59,6 +64,10 @@ LABEL_LOSSES = {
 # Other forms of a task's output, each with the tasks that can take it and the bins of its stages (models/heads.py).
 HEADS = {"3x3": ("age",), "3x3x3": ("age",)}
 HEAD_STAGES = {"3x3": (3, 3), "3x3x3": (3, 3, 3)}
+# Labels that a recipe may have derived from others (data/derive.py).
+DERIVED = ("eyes_open", "mouth_open", "glasses", "eyes_occluded")
+# What lies beyond the edge of a packed crop when augmentation looks there.
+BORDERS = ("repeat", "white")
 # Losses against a teacher, each with the tasks that it can teach; FEATURES is what lies between picture and heads.
 FEATURES = "features"
 DISTILL_LOSSES = {
@@ -89,6 +98,9 @@ RUNTIMES = (
 )
 STAGES = ("teacher", "student", "qat")
 BUDGET_REFERENCES = ("student", "teacher")
+SAMPLERS = ("grid", "tpe")
+COSTS = ("latency_ms", "size_bytes", "macs")
+SWEPT_TARGETS = ("android", "openvino", "onnx")  # whose files this machine can time
 
 
 def _unless(condition: bool, key: str, found: object, expected: str, *, hint: str = "") -> ConfigError | None:
@@ -226,6 +238,10 @@ class DataSpec:
         test: Sources reported once.
         pack_px: Side in pixels of the crops packed for training.
         margin: Side of a packed training crop over the side of the nominal crop; the rest is room for augmentation.
+        derive: Tasks of DERIVED whose labels are made from other labels, for training and validation, where a corpus
+            gives none.
+        balance: "database" draws the databases of `train` equally often, whatever their sizes, in each batch as in each
+            epoch; "" draws every face once an epoch. The splits of one corpus are one database.
     """
 
     root: str = ""
@@ -234,12 +250,16 @@ class DataSpec:
     test: tuple[str, ...] = ()
     pack_px: int = 96
     margin: float = 1.3
+    derive: tuple[str, ...] = ()
+    balance: str = ""
 
     def __post_init__(self) -> None:
         _refuse(
+            _unless_one_of(DATABASES, "balance", self.balance),
             _unless(len(self.train) > 0, "train", self.train, "at least one source"),
             _unless(16 <= self.pack_px <= 1024, "pack_px", self.pack_px, "16 to 1024 pixels"),
             _unless(1.0 <= self.margin <= 3.0, "margin", self.margin, "1 to 3"),
+            *(_unless_one_of(DERIVED, f"derive[{place}]", task) for place, task in enumerate(self.derive)),
             *(
                 _unless_source(f"{key}[{place}]", source)
                 for key in ("train", "val", "test")
@@ -260,6 +280,9 @@ class AugmentSpec:
         brightness: Largest shift either way, as a share of 255.
         contrast: Largest relative change either way.
         saturation: Largest relative change either way.
+        hue: Largest turn of the colours either way, as a share of a full turn.
+        shear_deg: Largest slant of the face either way, degrees.
+        border: One of BORDERS: what lies beyond the packed crop.
         blur_share: Share blurred, with a Gaussian of up to `blur_px` standard deviation.
         blur_px: Largest standard deviation, in output pixels.
         jpeg_share: Share that gets JPEG-like 8x8 block quantization.
@@ -277,6 +300,9 @@ class AugmentSpec:
     blur_px: float = 1.2
     jpeg_share: float = 0.3
     occlusion_share: float = 0.2
+    hue: float = 0.0
+    shear_deg: float = 0.0
+    border: str = "repeat"
 
     def __post_init__(self) -> None:
         low, high = self.scale
@@ -295,6 +321,9 @@ class AugmentSpec:
                 for key in changes
             ),
             _unless(0.0 <= self.blur_px <= 8.0, "blur_px", self.blur_px, "0 to 8 pixels"),
+            _unless(0.0 <= self.hue <= 0.5, "hue", self.hue, "0 to 0.5 turns"),
+            _unless(0.0 <= self.shear_deg <= 45.0, "shear_deg", self.shear_deg, "0 to 45 degrees"),
+            _unless_one_of(BORDERS, "border", self.border),
         )
 
 
@@ -449,12 +478,74 @@ class TransferSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ForestSpec:
+    """Random forests on the trained teacher's shared features, beside its own heads.
+
+    Attributes:
+        tasks: Tasks with classes, or a score, that get one.
+        trees: Trees of a forest; with fewer than 50, a face may stand in the sample of every tree, and then no tree can
+            say anything of it that it did not learn by heart.
+        leaf: Least number of faces in a leaf.
+    """
+
+    ALONE: ClassVar[str] = "tasks"
+
+    tasks: tuple[str, ...] = ()
+    trees: int = 300
+    leaf: int = 5
+
+    def __post_init__(self) -> None:
+        options = _tasks_of(Kind.CLASSES, Kind.SCORE)
+        _refuse(
+            *(_unless_task(f"tasks[{place}]", task, options) for place, task in enumerate(self.tasks)),
+            _unless(len(set(self.tasks)) == len(self.tasks), "tasks", list(self.tasks), "each task once"),
+            _unless(50 <= self.trees <= 10_000, "trees", self.trees, "50 to 10000"),
+            _unless(1 <= self.leaf <= 10_000, "leaf", self.leaf, "1 to 10000 faces"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TeacherSpec:
+    """The teacher: trained by the recipe, or a frozen one that was trained elsewhere.
+
+    Attributes:
+        network: What is trained; not looked at where the teacher is frozen, nor are the next four.
+        train: How.
+        transfer: Where its trunk starts from.
+        balancer: How its tasks are balanced.
+        stopping: Early stopping of its auxiliary tasks.
+        forest: Forests on its features, once it is trained.
+        frozen: A checkpoint, a model file of anyone, or a folder of stored answers that teaches instead; "" trains one.
+        described: Of a model file that does not tell what it takes and answers: the description that does.
+        licence: Terms of a model file of others; while they are not known, what it taught is for research only.
+        map: Output of the frozen teacher to the task it teaches; outputs that are not named keep their names.
+    """
+
     network: NetworkSpec = field(default_factory=lambda: NetworkSpec(backbone="vgg16"))
     train: TrainSpec = field(default_factory=TrainSpec)
     transfer: TransferSpec = field(default_factory=TransferSpec)
     balancer: BalancerSpec = field(default_factory=BalancerSpec)
     stopping: StoppingSpec = field(default_factory=StoppingSpec)
+    forest: ForestSpec = field(default_factory=ForestSpec)
+    frozen: str = ""
+    described: str = ""
+    licence: str = ""
+    map: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        foreign = {"described": self.described, "licence": self.licence, "map": dict(self.map)}
+        _refuse(
+            *(
+                _unless(not value or self.frozen != "", key, value, "nothing without teacher.frozen")
+                for key, value in foreign.items()
+            ),
+            _unless(
+                len(set(self.map.values())) == len(self.map),
+                "map",
+                dict(self.map),
+                "each task under one name of theirs",
+            ),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -492,6 +583,7 @@ class DistillSpec:
         feature_weight: Weight of the feature loss in the sum.
         taps: Which layers are compared, as "STUDENT:TEACHER" names of their trunks' layers, or "features" for what the
             heads read; empty takes the last maps (attention, hint) or the features (relational, cosine).
+        classifier: Which of the teacher's gives its answers, where it has both: "softmax", its own heads, or "forest".
     """
 
     soft: float = 0.5
@@ -499,9 +591,11 @@ class DistillSpec:
     losses: Mapping[str, str] = field(default_factory=dict)
     feature_weight: float = 1.0
     taps: tuple[str, ...] = ()
+    classifier: str = "softmax"
 
     def __post_init__(self) -> None:
         _refuse(
+            _unless_one_of(CLASSIFIERS, "classifier", self.classifier),
             _unless(0.0 <= self.soft <= 1.0, "soft", self.soft, "a share in [0, 1]"),
             _unless(0.0 < self.temperature <= 100.0, "temperature", self.temperature, "more than 0, at most 100"),
             *(_unless_loss(f"losses.{task}", task, name, DISTILL_LOSSES) for task, name in self.losses.items()),
@@ -627,6 +721,67 @@ class BudgetSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SweepSpec:
+    """Students that `edgeface sweep` compares: every combination of `students`, `widths` and `inputs` is one trial, a
+    run under the recipe's one teacher, and is built in each of `precisions`. A list that is empty stands for the
+    recipe's own student.
+
+    Attributes:
+        students: Backbones.
+        widths: Factors on their channel counts.
+        inputs: Sides of their input, in pixels.
+        precisions: Of the files built, scored and timed; where trials are chosen by what earlier ones gave, the first
+            decides.
+        epochs: Of each student's distillation; 0 keeps the recipe's.
+        target: What is built, one of SWEPT_TARGETS.
+        tasks: Whose main metrics are objectives; empty takes all tasks of the recipe.
+        cost: What they are weighed against, one of COSTS.
+        sampler: "grid" tries every combination in order; "tpe" chooses the next one by what earlier ones gave.
+        trials: How many combinations are tried; 0 tries all.
+    """
+
+    students: tuple[str, ...] = ()
+    widths: tuple[float, ...] = ()
+    inputs: tuple[int, ...] = ()
+    precisions: tuple[str, ...] = ("w8a8",)
+    epochs: float = 0.0
+    target: str = "android"
+    tasks: tuple[str, ...] = ()
+    cost: str = "latency_ms"
+    sampler: str = "grid"
+    trials: int = 0
+
+    def __post_init__(self) -> None:
+        once = ("students", "widths", "inputs", "precisions", "tasks")
+        offered = PRECISIONS[self.target] if self.target in SWEPT_TARGETS else ()
+        _refuse(
+            *(_unless_one_of(STUDENTS, f"students[{place}]", name) for place, name in enumerate(self.students)),
+            *(
+                _unless(0.0 < width <= 4.0, f"widths[{place}]", width, "a factor in (0, 4]")
+                for place, width in enumerate(self.widths)
+            ),
+            *(
+                _unless(16 <= px <= 512, f"inputs[{place}]", px, "16 to 512 pixels")
+                for place, px in enumerate(self.inputs)
+            ),
+            *(
+                _unless(len(set(values)) == len(values), key, list(values), "each once")
+                for key, values in ((key, getattr(self, key)) for key in once)
+            ),
+            _unless_one_of(SWEPT_TARGETS, "target", self.target),
+            _unless(len(self.precisions) > 0, "precisions", list(self.precisions), "at least one"),
+            *(
+                _unless_one_of(offered, f"precisions[{place}]", precision)
+                for place, precision in enumerate(self.precisions if offered else ())
+            ),
+            _unless(0.0 <= self.epochs <= 100_000, "epochs", self.epochs, "more than 0 epochs, or 0 for the recipe's"),
+            _unless_one_of(COSTS, "cost", self.cost),
+            _unless_one_of(SAMPLERS, "sampler", self.sampler),
+            _unless(self.trials >= 0, "trials", self.trials, "0 or more"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A whole run: teacher, student and QAT on the same data and tasks.
 
@@ -637,7 +792,10 @@ class Recipe:
         threads: CPU threads; 0 takes all and writes the number into the resolved recipe.
         tasks: Task names with their loss weights.
         heads: Task name to one of HEADS; a task that is not named takes its kind's own output.
+        students: Backbones that take the place of `student.network.backbone` one after another, in runs NAME-BACKBONE
+            under one teacher; empty for one run.
         budget: Task names with the largest worsening their built files may show.
+        sweep: What `edgeface sweep` tries in place of `student.network`.
     """
 
     name: str
@@ -655,6 +813,8 @@ class Recipe:
     qat: QatSpec = field(default_factory=QatSpec)
     build: BuildSpec = field(default_factory=BuildSpec)
     budget: Mapping[str, BudgetSpec] = field(default_factory=dict)
+    students: tuple[str, ...] = ()
+    sweep: SweepSpec = field(default_factory=SweepSpec)
 
     def __post_init__(self) -> None:
         plain = self.name.isascii() and all(c.isalnum() or c in "._-" for c in self.name) and self.name[:1].isalnum()
@@ -670,6 +830,20 @@ class Recipe:
                 _unless(math.isfinite(weight) and weight > 0.0, f"tasks.{name}", weight, "a loss weight above 0")
                 for name, weight in self.tasks.items()
             ),
+            *(_unless_one_of(STUDENTS, f"students[{place}]", name) for place, name in enumerate(self.students)),
+            _unless(len(set(self.students)) == len(self.students), "students", list(self.students), "each once"),
+            *(
+                _unless_task(f"teacher.forest.tasks[{place}]", name, self.tasks)
+                for place, name in enumerate(self.teacher.forest.tasks)
+            ),
+            *(_unless_task(f"teacher.map.{theirs}", ours, self.tasks) for theirs, ours in self.teacher.map.items()),
+            _unless(
+                self.distill.classifier == "softmax" or len(self.teacher.forest.tasks) > 0,
+                "distill.classifier",
+                self.distill.classifier,
+                "'softmax' while no task has a forest",
+                hint="Name tasks in teacher.forest",
+            ),
             *(_unless_task(f"heads.{name}", name, self.tasks) for name in self.heads),
             *(_unless_loss(f"heads.{name}", name, head, HEADS) for name, head in self.heads.items()),
             *(
@@ -682,6 +856,7 @@ class Recipe:
             *(_unless_task(f"loss.forms.{name}", name, self.tasks) for name in self.loss.forms),
             *(_unless_task(f"distill.losses.{name}", name, (*self.tasks, FEATURES)) for name in self.distill.losses),
             *(_unless_task(f"budget.{name}", name, self.tasks) for name in self.budget),
+            *(_unless_task(f"sweep.tasks[{place}]", name, self.tasks) for place, name in enumerate(self.sweep.tasks)),
             *(
                 _unless(
                     math.isfinite(allowed.points) and allowed.points >= 0.0,

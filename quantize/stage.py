@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from distill.foreign import Answers
 from distill.images import shrink
 from distill.imbalance import label_weights
 from distill.stages import (
@@ -16,6 +17,7 @@ from distill.stages import (
     batches_for,
     chosen,
     finished,
+    learned_from,
     load_network,
     objective_with,
     partial_folder,
@@ -24,6 +26,7 @@ from distill.stages import (
     rendered_px,
     save_stage,
     stage_key,
+    supervised_by,
     use_threads,
     watcher,
 )
@@ -43,6 +46,7 @@ def train_qat(
     *,
     student: Checkpoint,
     teacher: Checkpoint | None,
+    answers: Answers | None = None,
     report: Callable[[Progress], None] | None = None,
 ) -> Checkpoint:
     """Fold, calibrate, train under fake-quantization, snap to the integer grid, save.
@@ -53,6 +57,7 @@ def train_qat(
         folder: Becomes the checkpoint; `folder.partial` beside it holds the step checkpoint meanwhile.
         student: The float student it starts from; its network and outputs are kept.
         teacher: Supervises as it did the student; None trains on labels alone.
+        answers: As `teacher`.
         report: Told of progress.
 
     Raises:
@@ -65,7 +70,7 @@ def train_qat(
             "qat": {name: value for name, value in to_plain(spec).items() if name != "train"},
             "distill": chosen(recipe.distill),
             "student": student.sha256,
-            "teacher": "" if teacher is None else teacher.sha256,
+            **supervised_by(recipe, teacher, answers),
         }
     )
     done = finished(folder, key)
@@ -74,7 +79,15 @@ def train_qat(
     use_threads(recipe)
     model, seed = student.model, recipe.seed + STAGES.index("qat")
     network = prepare(load_network(student).eval(), spec)
-    batches = batches_for(recipe, data, spec=spec.train, input_px=rendered_px(model, teacher), seed=seed)
+    batches = batches_for(
+        recipe,
+        data,
+        spec=spec.train,
+        input_px=rendered_px(model, teacher),
+        seed=seed,
+        answers=answers,
+        model=model,
+    )
     # Ranges start from augmented pictures as training will see them; epoch 0 is seen again, which harms nothing.
     calibrate(
         network,
@@ -116,7 +129,9 @@ def train_qat(
         trained=replace(trained, weights=qat_weights(network)),
         recipe=recipe,
         data=data,
-        made_from={"student": student.sha256} | ({} if teacher is None else {"teacher": teacher.sha256}),
+        made_from={"student": student.sha256, **learned_from(teacher, answers)},
+        teacher=teacher,
+        answers=answers,
         student=os.path.relpath(student.folder.resolve(), folder.parent.resolve() / folder.name),
     )
     remove_partial(folder)

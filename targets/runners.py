@@ -23,11 +23,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.checkpoint import Checkpoint, load_checkpoint
-from edgeface.config import from_plain
+from edgeface.checkpoint import WEIGHTS, Checkpoint, load_checkpoint, read_model_spec
 from edgeface.errors import ConfigError, MissingToolError, ModelError, UnsupportedError, UsageError
 from edgeface.evaluate import Outputs
-from edgeface.files import read_json
+from edgeface.files import is_plain_name, read_json
 from edgeface.models.runner import TorchRunner
 from edgeface.runs import is_run
 from edgeface.specs import RUNTIMES, ModelSpec
@@ -209,6 +208,7 @@ class Located:
 
     Attributes:
         checkpoint: A checkpoint, or None.
+        forest: A folder of forests on a teacher's features, or None.
         file: A model file, or None.
         spec: The file's spec, when a manifest beside it tells.
         precision: The file's precision, when a manifest beside it tells.
@@ -216,6 +216,7 @@ class Located:
     """
 
     checkpoint: Checkpoint | None = None
+    forest: Path | None = None
     file: Path | None = None
     spec: ModelSpec | None = None
     precision: str = ""
@@ -297,7 +298,7 @@ def _open(
     if runtime is not None and runtime not in RUNTIMES:
         raise UsageError(f"{runtime!r}", expected=f"one of {', '.join(RUNTIMES)}", where="--runtime")
     found = locate(Path(path), precision=precision)
-    if found.checkpoint is not None:
+    if found.checkpoint is not None or found.forest is not None:
         if runtime not in (None, "torch"):
             raise _other_runtime(runtime, ("torch",), where=str(path), do="Build it first: edgeface build")
         if described is not None:
@@ -305,7 +306,11 @@ def _open(
                 "a description of a checkpoint", expected="a model file", where="--spec", do="A checkpoint has its own"
             )
         opened = _open_checkpoint(
-            found.checkpoint, precision=precision, threads=threads, size_bytes=found.size_bytes, device=device
+            found.forest or found.checkpoint,
+            precision=precision,
+            threads=threads,
+            size_bytes=found.size_bytes,
+            device=device,
         )
         return opened, True
     assert found.file is not None
@@ -354,14 +359,14 @@ def reopen(
         device: One of DEVICES.
     """
     found = locate(path, precision=precision)
-    if found.checkpoint is not None:
+    if found.checkpoint is not None or found.forest is not None:
+        import distill.forest
         import distill.stages  # noqa: F401 (loaded here, so that opening need not)
         import quantize.qat  # noqa: F401
 
-        checkpoint = found.checkpoint
         return partial(
             _open_checkpoint,
-            checkpoint,
+            found.forest or found.checkpoint,
             precision=precision,
             threads=threads,
             size_bytes=found.size_bytes,
@@ -413,6 +418,8 @@ def locate(path: Path, *, precision: str | None = None) -> Located:
         manifest = _read_manifest(path / MANIFEST)
         if "target" in manifest:
             return _locate_in_bundle(path, manifest, precision=precision)
+        if manifest.get("kind") == "forest":
+            return Located(forest=path, size_bytes=sum(file.stat().st_size for file in path.glob("*.skops")))
         checkpoint = load_checkpoint(path)
         size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
         return Located(checkpoint=checkpoint, size_bytes=size)
@@ -463,7 +470,7 @@ def _locate_in_bundle(folder: Path, manifest: Mapping[str, Any], *, precision: s
 def _manifest_files(manifest: Mapping[str, Any], *, where: Path) -> dict[str, Any]:
     files = manifest.get("files")
     well_formed = isinstance(files, dict) and all(
-        Path(name).name == name and isinstance(entry, dict) and {"precision", "sha256"} <= entry.keys()
+        is_plain_name(name) and isinstance(entry, dict) and isinstance(entry.get("precision"), str)
         for name, entry in files.items()
     )
     if not well_formed or manifest.get("schema") != 1 or not files:
@@ -476,7 +483,7 @@ def _vouched(path: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]) 
     """A file whose manifest says what it is, checked against its digest."""
     artifacts.check(path, entry)
     try:
-        spec = from_plain(ModelSpec, manifest["model"], where=str(path.parent / MANIFEST))
+        spec = read_model_spec(manifest["model"], where=str(path.parent / MANIFEST))
     except (ConfigError, KeyError) as error:
         raise ModelError(f"a model spec that is not valid ({error})", where=str(path.parent / MANIFEST)) from error
     return Located(file=path, spec=spec, precision=str(entry["precision"]), size_bytes=artifacts.size_bytes(path))
@@ -531,7 +538,7 @@ def _noted(path: Path, kind: Format) -> tuple[ModelSpec | None, str]:
     """Spec and precision that a file of ours carries in its metadata."""
     note = kind.note(path)
     try:
-        return from_plain(ModelSpec, note["model"], where=str(path)), str(note["precision"])
+        return read_model_spec(note["model"], where=str(path)), str(note["precision"])
     except (ConfigError, KeyError, TypeError):  # a file of someone else
         return None, ""
 
@@ -572,7 +579,8 @@ class CheckpointRunner(TorchRunner):
 
         if self.quantized is not None:
             return macs(self.quantized.graph)
-        assert isinstance(self._network, MultiTaskNetwork)
+        if not isinstance(self._network, MultiTaskNetwork):  # a forest compares, it does not multiply
+            return None
         try:
             return macs(trace(self._network))
         except UnsupportedError:  # a teacher with layers that have no integer form
@@ -659,13 +667,19 @@ class SimulatedRunner:
 
 
 def _open_checkpoint(
-    checkpoint: Checkpoint, *, precision: str | None, threads: int, size_bytes: int, device: str
+    checkpoint: Checkpoint | Path | None, *, precision: str | None, threads: int, size_bytes: int, device: str
 ) -> CheckpointRunner:
     import torch
 
+    from distill.forest import load_forest
     from distill.stages import load_network
     from quantize.qat import load_qat
 
+    assert checkpoint is not None
+    forest = None
+    if isinstance(checkpoint, Path):
+        forest, checkpoint = load_forest(checkpoint)
+        size_bytes += (checkpoint.folder / WEIGHTS).stat().st_size
     own = "fake-quant" if checkpoint.kind == "qat" else "fp32"
     if precision not in (None, own):
         raise UsageError(
@@ -685,7 +699,7 @@ def _open_checkpoint(
         )
     fake_quant = load_qat(checkpoint) if checkpoint.kind == "qat" else None
     return CheckpointRunner(
-        (fake_quant or load_network(checkpoint)).to(device),
+        (fake_quant or forest or load_network(checkpoint)).to(device),
         checkpoint.model,
         precision=own,
         threads=threads,

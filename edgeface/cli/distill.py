@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,8 +34,49 @@ def run(arguments: argparse.Namespace) -> Result:
     from edgeface.runs import choose_run
 
     recipe = load_recipe(arguments.recipe, overrides=arguments.set)
-    folder = choose_run(recipe.name, out=arguments.out, resume=arguments.resume)
-    return distill(recipe, folder, until=arguments.until, strict=arguments.strict)
+    if not recipe.students:
+        folder = choose_run(recipe.name, out=arguments.out, resume=arguments.resume)
+        return distill(recipe, folder, until=arguments.until, strict=arguments.strict)
+    out: Path | None = arguments.out
+    chosen = [
+        (
+            own,
+            choose_run(
+                own.name,
+                out=None if out is None else out.with_name(f"{out.name}-{own.student.network.backbone}"),
+                resume=arguments.resume,
+            ),
+        )
+        for own in expand(recipe)
+    ]
+    return _together([distill(own, run, until=arguments.until, strict=arguments.strict) for own, run in chosen])
+
+
+def expand(recipe: Recipe) -> list[Recipe]:
+    """A recipe that lists students as one recipe each, `NAME-BACKBONE`; one that lists none as itself."""
+    from dataclasses import replace
+
+    if not recipe.students:
+        return [recipe]
+    return [
+        replace(
+            recipe,
+            name=f"{recipe.name}-{backbone}",
+            students=(),
+            student=replace(recipe.student, network=replace(recipe.student.network, backbone=backbone)),
+        )
+        for backbone in recipe.students
+    ]
+
+
+def _together(results: Sequence[Result]) -> Result:
+    from rich.console import Group
+
+    return Result(
+        payload={"schema": 1, "runs": [result.payload for result in results]},
+        text=Group(*(result.text for result in results)),
+        exit_code=max(result.exit_code for result in results),
+    )
 
 
 def distill(recipe: Recipe, folder: Path, *, until: str | None = None, strict: bool = False) -> Result:
@@ -47,7 +88,8 @@ def distill(recipe: Recipe, folder: Path, *, until: str | None = None, strict: b
         until: Last stage to run, or None for all.
         strict: Whether a sample that cannot be read is an error.
     """
-    from distill.stages import resolve, train_student, train_teacher, training_data
+    from distill.stages import resolve, train_student, training_data
+    from edgeface.cli.supervision import supervision
     from edgeface.config import dump_recipe
     from edgeface.runs import begin, mark_latest
     from quantize.stage import train_qat
@@ -59,18 +101,16 @@ def distill(recipe: Recipe, folder: Path, *, until: str | None = None, strict: b
         begin(folder, dump_recipe(recipe))
         _tell_skipped(data)
         stages: dict[str, Checkpoint] = {}
-        teacher = None
-        if recipe.distill.soft > 0.0 or until == "teacher":
-            _link_teacher(recipe, data, folder)
-            teacher = stages["teacher"] = train_teacher(
-                recipe, data, folder / "teacher", report=bars.stage("teacher", recipe.teacher.network.backbone)
-            )
+        guide = supervision(recipe, data, folder, until=until, bars=bars)
+        if guide.teacher is not None:
+            stages["teacher"] = guide.teacher
         if until != "teacher":
             student = stages["student"] = train_student(
                 recipe,
                 data,
                 folder / "student",
-                teacher=teacher,
+                teacher=guide.teacher,
+                answers=guide.answers,
                 report=bars.stage("student", recipe.student.network.backbone),
             )
             if until is None:
@@ -79,20 +119,15 @@ def distill(recipe: Recipe, folder: Path, *, until: str | None = None, strict: b
                     data,
                     folder / "qat",
                     student=student,
-                    teacher=teacher,
+                    teacher=guide.teacher,
+                    answers=guide.answers,
                     report=bars.stage("qat", recipe.student.network.backbone),
                 )
                 mark_latest(folder)
+    if not stages:  # a frozen teacher of which only answers are kept
+        following = f"edgeface distill {folder}/recipe.toml --out {folder} --resume"
+        return Result(payload={"schema": 1, "run": str(folder), "stages": {}}, text=f"next: {following}")
     return stage_result(recipe, data, stages, run=str(folder), build=folder if "qat" in stages else None)
-
-
-def _link_teacher(recipe: Recipe, data: TrainingData, folder: Path) -> None:
-    from distill.stages import teacher_key
-    from edgeface.cli.console import note
-    from edgeface.runs import share_teacher
-
-    if share_teacher(folder, teacher_key(recipe, data)):
-        note(f"teacher: the same one is already trained; linked from {(folder / 'teacher').readlink()}")
 
 
 def _tell_skipped(data: TrainingData) -> None:

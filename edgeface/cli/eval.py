@@ -36,7 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", choices=("cpu", "cuda"), default="cpu", help="where checkpoints run; files run on the CPU"
     )
     parser.add_argument(
-        "--pairs", metavar="FILE", help="identity: a list of pairs in LFW's format, or 'drawn': from identity labels"
+        "--pairs",
+        metavar="FILE",
+        help="identity: a list of pairs in LFW's format, or 'drawn': from identity labels; lfw@pairs brings its own",
+    )
+    parser.add_argument(
+        "--answers",
+        type=Path,
+        metavar="DIR",
+        help="also keep the raw answers, by face, for a recipe's teacher.frozen; one folder a source",
     )
     parser.add_argument("--strict", action="store_true", help="stop at the first sample that cannot be read")
 
@@ -67,11 +75,42 @@ def run(arguments: argparse.Namespace) -> Result:
             packs[runner.spec.input_px] = _pack(arguments.data, runner.spec, strict=arguments.strict)
     results = {name: _score(name, runner, packs[runner.spec.input_px]) for name, runner in opened.items()}
     result = results[arguments.model]
+    if arguments.answers:
+        _keep(result, packs[opened[arguments.model].spec.input_px], arguments.answers)
     if arguments.teacher:
         result = replace(result, agreement=teacher_agreement(result, results[arguments.teacher]))
-    if arguments.pairs:
-        result = verified(result, pairs=arguments.pairs)
+    pairs = arguments.pairs or _published_pairs(arguments.data, result)
+    if pairs:
+        result = verified(result, pairs=pairs)
     return Result(payload=result.as_json(), text=render(result, teacher=arguments.teacher or ""))
+
+
+def _keep(result: Evaluation, pack: Pack, folder: Path) -> None:
+    """Store a model's answers as distill.foreign reads them."""
+    from distill.foreign import sample_keys, save_answers
+    from edgeface.cli.supervision import terms_of
+    from edgeface.errors import OutputError
+
+    if folder.exists():
+        raise OutputError("already there", expected="an absent folder", where=str(folder), do="Name another folder")
+    licences, research_only = terms_of(Path(result.model))
+    save_answers(
+        folder,
+        model=result.spec,
+        keys=sample_keys(pack),
+        outputs=result.outputs,
+        licences=licences,
+        research_only=research_only,
+        extra={"source": result.source, "runtime": result.runtime, "precision": result.precision},
+    )
+
+
+def _published_pairs(source: str, result: Evaluation) -> str:
+    """The list of pairs that comes with the source, for a model that answers identity; "" where there is none."""
+    from edgeface.data.sources import data_root, pairs_of
+
+    listing = pairs_of(source, root=data_root()) if "identity" in result.predictions else None
+    return "" if listing is None else str(listing)
 
 
 def verified(result: Evaluation, *, pairs: str) -> Evaluation:

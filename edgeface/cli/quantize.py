@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from edgeface.cli.result import Result
 
 if TYPE_CHECKING:
+    from distill.foreign import Answers
     from edgeface.checkpoint import Checkpoint
 
 
@@ -61,6 +62,7 @@ def run(arguments: argparse.Namespace) -> Result:
             out,
             student=student,
             teacher=_teacher(student),
+            answers=_answers(student),
             report=bars.stage("qat", student.network.backbone),
         )
     if is_run(folder.parent) and out == folder.parent / "qat":
@@ -90,3 +92,27 @@ def _teacher(student: Checkpoint) -> Checkpoint | None:
             do="Put the student's own teacher there",
         )
     return teacher
+
+
+def _answers(student: Checkpoint) -> Answers | None:
+    """The stored answers that the student learned from; None for one that did not.
+
+    Raises:
+        ModelError: It learned from some, and they are not beside it any more.
+    """
+    from distill.foreign import find_answers
+    from edgeface.errors import ModelError
+
+    digest = student.manifest["made_from"].get("answers")
+    if digest is None:
+        return None
+    run = student.folder.resolve().parent
+    found = find_answers(run)
+    if found is None or found.sha256 != digest:
+        raise ModelError(
+            "no stored answers" if found is None else "other stored answers than the student learned from",
+            expected=f"those with sha256 {digest[:12]}…",
+            where=str(run),
+            do="Put the student's own forest/ or answers/ there",
+        )
+    return found

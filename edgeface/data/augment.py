@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edgeface.data.derive import EYE_CENTRES
 from edgeface.data.geometry import apply_matrix, relabel_mirrored, require_mirror
 from edgeface.specs import AugmentSpec
 from edgeface.tasks import TASKS, Kind
@@ -44,8 +45,10 @@ from edgeface.tasks import TASKS, Kind
     _QUALITY,
     _COVER_X,
     _COVER_Y,
-) = range(22)
-_DRAWS = 22
+    _HUE,
+    _SHEAR,
+) = range(24)
+_DRAWS = 24
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG uses it
 _PATCH_SIDE = (0.08, 0.4)  # width and height of a covering patch, in output crop sides
@@ -125,8 +128,8 @@ def augment(
 
     Returns:
         (B, 3, out_px, out_px) float32 with whole values 0 to 255, and the labels with landmarks in sides of the OUTPUT
-        crop (outside 0 to 1 where the point left it), left and right exchanged in mirrored samples, and a known
-        `occlusion` label set to 1 where a patch was placed.
+        crop (outside 0 to 1 where the point left it), left and right exchanged in mirrored samples, a known
+        `occlusion` label set to 1 where a patch was placed, and of `eyes_occluded` the eye that it covers.
 
     Raises:
         UnsupportedError: Mirroring of landmarks whose mirrored order is not known.
@@ -137,7 +140,7 @@ def augment(
     draw = uniform(seed, epoch, ids, draws=_DRAWS)
     mirrored = draw[:, _MIRROR] < spec.mirror_share
     to_packed, to_output = _views(draw, mirrored, spec=spec, margin=margin)
-    pictures = _resample(images, to_packed, out_px=out_px, margin=margin)
+    pictures = _resample(images, to_packed, out_px=out_px, margin=margin, border=spec.border)
 
     moved = dict(labels)
     for name, values in labels.items():
@@ -150,11 +153,17 @@ def augment(
     if spec.occlusion_share > 0.0:
         chosen = torch.nonzero(draw[:, _COVER] < spec.occlusion_share).squeeze(1)
         if len(chosen):
-            _cover(pictures, chosen, _patch_centres(moved, draw, chosen), draw)
+            centres, halves = _patch_centres(moved, draw, chosen), _patch_halves(draw, chosen)
+            _cover(pictures, chosen, centres, halves, draw)
             if "occlusion" in moved:
                 occlusion = moved["occlusion"].clone()
                 occlusion[chosen] = torch.where(occlusion[chosen] >= 0, 1, occlusion[chosen])
                 moved["occlusion"] = occlusion
+            if "eyes_occluded" in moved:
+                eyes = moved["eyes_occluded"].clone()
+                under = _eyes_under(moved, chosen, centres, halves)
+                eyes[chosen] = torch.where((eyes[chosen] >= 0) & under, 1, eyes[chosen])
+                moved["eyes_occluded"] = eyes
     if spec.blur_share > 0.0 and spec.blur_px > 0.0:
         chosen = torch.nonzero(draw[:, _BLUR] < spec.blur_share).squeeze(1)
         if len(chosen):
@@ -168,6 +177,38 @@ def augment(
             quality = _LOWEST_QUALITY + torch.floor(draw[chosen, _QUALITY] * steps)
             pictures[chosen] = compress(pictures[chosen], quality)
     return pictures, moved
+
+
+def move_answers(
+    answers: dict[str, Tensor], *, spec: AugmentSpec, margin: float, seed: int, epoch: int, ids: Tensor
+) -> dict[str, Tensor]:
+    """A teacher's answers for the packed crops, as they hold for the views that `augment` makes of them.
+
+    Args:
+        answers: Task name to (B, K, 2) points in sides of the packed crop, or to raw outputs; NaN where there are none.
+        spec: As for `augment`, and so are the rest.
+        margin: Side of the packed crops over the side of the nominal crop.
+        seed: With `epoch` and `ids`, decides every draw.
+        epoch: 0 or more.
+        ids: (B,) int64 sample ids.
+
+    Returns:
+        The same; points in sides of the output crop, and the logits of left and right exchanged in mirrored samples.
+        What light, patches, blur and compression would have changed in the answers is not in them.
+    """
+    draw = uniform(seed, epoch, ids, draws=_DRAWS)
+    mirrored = draw[:, _MIRROR] < spec.mirror_share
+    _, to_output = _views(draw, mirrored, spec=spec, margin=margin)
+    moved = {}
+    for name, values in answers.items():
+        if TASKS[name].kind is Kind.LANDMARKS:
+            points = apply_matrix(to_output, values.double()).float()
+            moved[name] = relabel_mirrored({name: points}, mirrored)[name] if spec.mirror_share > 0.0 else points
+        elif TASKS[name].mirror:
+            moved[name] = torch.where(mirrored[:, None], values[:, list(TASKS[name].mirror)], values)
+        else:
+            moved[name] = values
+    return moved
 
 
 def _views(draw: Tensor, mirrored: Tensor, *, spec: AugmentSpec, margin: float) -> tuple[Tensor, Tensor]:
@@ -187,17 +228,22 @@ def _views(draw: Tensor, mirrored: Tensor, *, spec: AugmentSpec, margin: float) 
     # packed = 0.5 + (R · (flip · size · (output − 0.5)) + shift) / margin
     a, b = cos * size * flip / margin, -sin * size / margin
     c, d = sin * size * flip / margin, cos * size / margin
+    slant = torch.tan(spread(_SHEAR, math.radians(spec.shear_deg)))
+    if spec.shear_deg > 0.0:  # output · (1, slant; 0, 1) first
+        b, d = b + a * slant, d + c * slant
     e, f = x / margin, y / margin
     forward = torch.stack([a, b, 0.5 + e - 0.5 * (a + b), c, d, 0.5 + f - 0.5 * (c + d)], dim=1)
     # output = 0.5 + flip · Rᵀ · ((packed − 0.5) · margin − shift) / size
     p, q = flip * cos * margin / size, flip * sin * margin / size
     r, s = -sin * margin / size, cos * margin / size
+    if spec.shear_deg > 0.0:
+        p, q = p - slant * r, q - slant * s
     u, v = 0.5 + e, 0.5 + f
     back = torch.stack([p, q, 0.5 - p * u - q * v, r, s, 0.5 - r * u - s * v], dim=1)
     return forward.reshape(-1, 2, 3), back.reshape(-1, 2, 3)
 
 
-def _resample(images: Tensor, to_packed: Tensor, *, out_px: int, margin: float) -> Tensor:
+def _resample(images: Tensor, to_packed: Tensor, *, out_px: int, margin: float, border: str) -> Tensor:
     """(B, 3, out_px, out_px) float32 view of (B, S, S, 3) uint8 crops."""
     pictures = images.permute(0, 3, 1, 2).contiguous().float()
     shrink = int(images.shape[1] / (margin * out_px))
@@ -212,15 +258,20 @@ def _resample(images: Tensor, to_packed: Tensor, *, out_px: int, margin: float) 
         along_x = matrix[:, axis, 0, None] * steps  # (B, W)
         along_y = matrix[:, axis, 1, None] * steps + matrix[:, axis, 2, None]  # (B, H)
         torch.add(along_x[:, None, :], along_y[:, :, None], out=grid[..., axis])
+    if border == "white":
+        pictures = F.grid_sample(pictures - 255.0, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        return pictures + 255.0
     return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def _change_light(pictures: Tensor, draw: Tensor, *, spec: AugmentSpec) -> None:
-    """Brightness, contrast about mid-grey and saturation, in place on (B, 3, H, W)."""
+    """Hue, brightness, contrast about mid-grey and saturation, in place on (B, 3, H, W)."""
 
     def column(index: int, amount: float) -> Tensor:
         return ((draw[:, index] * 2.0 - 1.0) * amount).float()[:, None, None, None]
 
+    if spec.hue > 0.0:
+        _turn_hue(pictures, column(_HUE, 2.0 * math.pi * spec.hue))
     contrast = 1.0 + column(_CONTRAST, spec.contrast)
     if spec.saturation > 0.0:
         colour = 1.0 + column(_SATURATION, spec.saturation)
@@ -233,6 +284,21 @@ def _change_light(pictures: Tensor, draw: Tensor, *, spec: AugmentSpec) -> None:
     else:
         pictures.mul_(contrast).add_(128.0 * (1.0 - contrast) + 255.0 * column(_BRIGHTNESS, spec.brightness))
     pictures.clamp_(0.0, 255.0)
+
+
+def _turn_hue(pictures: Tensor, angle: Tensor) -> None:
+    """Turns the plane of colour differences by (B, 1, 1, 1) radians, in place; a grey pixel and every luma stay.
+
+    JPEG's plane, not HSV's circle, where a dark pixel's hue is mostly noise.
+    """
+    red, green, blue = pictures.unbind(1)
+    luma = (red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2]).unsqueeze(1)
+    blueness, redness = (blue.unsqueeze(1) - luma) / 1.772, (red.unsqueeze(1) - luma) / 1.402
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    blueness, redness = cos * blueness - sin * redness, sin * blueness + cos * redness
+    pictures[:, 0:1] = luma + redness * 1.402
+    pictures[:, 1:2] = luma - redness * (1.402 * _LUMA[0] / _LUMA[1]) - blueness * (1.772 * _LUMA[2] / _LUMA[1])
+    pictures[:, 2:3] = luma + blueness * 1.772
 
 
 def _patch_centres(labels: dict[str, Tensor], draw: Tensor, chosen: Tensor) -> Tensor:
@@ -251,11 +317,26 @@ def _patch_centres(labels: dict[str, Tensor], draw: Tensor, chosen: Tensor) -> T
     return torch.where(known.any(dim=1)[:, None], at.clamp(0.0, 1.0), anywhere.float())
 
 
-def _cover(pictures: Tensor, chosen: Tensor, centres: Tensor, draw: Tensor) -> None:
+def _patch_halves(draw: Tensor, chosen: Tensor) -> Tensor:
+    """(n, 2) half widths and half heights of the patches, in output crop sides."""
+    low, high = _PATCH_SIDE
+    return ((low + (high - low) * draw[chosen][:, [_COVER_WIDTH, _COVER_HEIGHT]]) / 2.0).float()
+
+
+def _eyes_under(labels: dict[str, Tensor], chosen: Tensor, centres: Tensor, halves: Tensor) -> Tensor:
+    """(n, 2) bool: whether the centre of the left and of the right eye lies under the patch."""
+    under = torch.zeros(len(chosen), 2, dtype=torch.bool)
+    for name in sorted(labels):
+        if TASKS[name].kind is Kind.LANDMARKS:
+            points = labels[name][chosen]
+            eyes = torch.stack([points[:, list(ends)].mean(dim=1) for ends in EYE_CENTRES[TASKS[name].points]], dim=1)
+            under |= ((eyes - centres[:, None]).abs() <= halves[:, None]).all(dim=2)  # of no landmarks: NaN, not under
+    return under
+
+
+def _cover(pictures: Tensor, chosen: Tensor, centres: Tensor, half: Tensor, draw: Tensor) -> None:
     """Puts a rectangle of one colour, flat or grainy, over each chosen picture of (B, 3, H, W), in place."""
     side = pictures.shape[-1]
-    low, high = _PATCH_SIDE
-    half = ((low + (high - low) * draw[chosen][:, [_COVER_WIDTH, _COVER_HEIGHT]]) / 2.0).float()  # (n, 2)
     steps = (torch.arange(side).float() + 0.5) / side
     beside = (steps - centres[:, 0, None]).abs() <= half[:, 0, None]  # (n, W)
     above = (steps - centres[:, 1, None]).abs() <= half[:, 1, None]  # (n, H)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgeface.data.augment import augment, hash64
+from edgeface.data.augment import augment, hash64, move_answers
 from edgeface.data.corpus import unlabelled
 from edgeface.data.geometry import require_mirror
 from edgeface.data.pack import Pack
@@ -27,13 +27,19 @@ class Batch:
 
     Attributes:
         images: (B, 3, I, I) float32, whole values 0 to 255.
-        labels: Every requested task, coded as in tasks.py; landmarks in sides of these crops.
+        labels: Every requested task, coded as in tasks.py; landmarks in sides of these crops. Under `answered(task)`
+            what a teacher answered before, where it did.
         ids: (B,) int64 place of each sample in the packs laid end to end.
     """
 
     images: Tensor
     labels: dict[str, Tensor]
     ids: Tensor
+
+
+def answered(task: str) -> str:
+    """Where a batch's labels hold a stored teacher's answers to a task; rows it has not seen are NaN."""
+    return f"{task} (teacher)"
 
 
 class Batches:
@@ -50,6 +56,10 @@ class Batches:
         seed: Decides order and augmentation together with the epoch.
         balance: Task of kind `classes` to draw samples by; "" takes each sample once an epoch. Unlabelled samples count
             as a class of their own.
+        databases: One of specs.DATABASES: "database" draws as many samples of each database, in each batch too, of a
+            small one more than once an epoch.
+        answers: Task name to what a teacher answered for each sample: landmarks as points in sides of the packed crop,
+            else raw outputs. They move with the crops as labels do.
 
     Raises:
         ConfigError: Packs of different size or margin, fewer samples than one batch, or a task nobody labels.
@@ -66,6 +76,8 @@ class Batches:
         batch: int,
         seed: int,
         balance: str = "",
+        databases: str = "",
+        answers: Mapping[str, Tensor] | None = None,
     ) -> None:
         shapes = {(pack.px, pack.margin) for pack in packs}
         if len(shapes) != 1:
@@ -77,6 +89,7 @@ class Batches:
         self._starts = np.cumsum([0, *(len(pack) for pack in packs)])
         self._count = int(self._starts[-1])
         self._labels = {name: _joined(packs, name) for name in tasks}
+        self._answers = dict(answers or {})
         self._augment, self._input_px, self._batch, self._seed = augment, input_px, batch, seed
         if self._count < batch:
             raise ConfigError(
@@ -94,6 +107,11 @@ class Batches:
             for name in tasks:
                 require_mirror(name)
         self._weights = None if balance == "" else _balanced(_joined(packs, balance), balance)
+        self._database = _databases(packs) if databases else None
+        if self._database is not None:
+            weights = np.ones(self._count) if self._weights is None else self._weights
+            totals = np.bincount(self._database, weights)
+            self._weights = weights * (self._count / (len(totals) * totals))[self._database]
 
     def __len__(self) -> int:
         return self._count
@@ -115,6 +133,8 @@ class Batches:
         order = torch.argsort(keys, stable=True).numpy()
         if self._weights is None:
             return order
+        if self._database is not None:  # one database behind the other, so that each gets its whole number of draws
+            order = order[np.argsort(self._database[order], kind="stable")]
         # Systematic sampling: along the shuffled samples, one draw at every whole number that the weights add up to.
         reached = np.floor(np.cumsum(self._weights[order]) + 1e-9).astype(np.int64)
         reached[-1] = self._count
@@ -123,7 +143,7 @@ class Batches:
         draws = np.repeat(order, times) + self._count * (np.arange(self._count) - first)
         keys = hash64(self._seed ^ _ORDER, epoch, torch.from_numpy(draws), draws=2)[:, 1]
         shuffled: NDArray[np.int64] = draws[torch.argsort(keys, stable=True).numpy()]
-        return shuffled
+        return shuffled if self._database is None else _interleaved(shuffled, self._database[shuffled % self._count])
 
     def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from a step on."""
@@ -145,6 +165,16 @@ class Batches:
             epoch=epoch,
             ids=draws,
         )
+        if self._answers:
+            moved = move_answers(
+                {name: values[chosen] for name, values in self._answers.items()},
+                spec=self._augment,
+                margin=self._margin,
+                seed=self._seed,
+                epoch=epoch,
+                ids=draws,
+            )
+            labels |= {answered(name): values for name, values in moved.items()}
         return Batch(images=images, labels=labels, ids=chosen)
 
     def _gather(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -181,3 +211,20 @@ def _balanced(labels: Tensor, name: str) -> NDArray[np.float64]:
     _, which, counts = np.unique(labels.numpy(), return_inverse=True, return_counts=True)
     weights = counts[which] ** -0.5
     return np.asarray(weights * (len(weights) / weights.sum()), np.float64)
+
+
+def _databases(packs: Sequence[Pack]) -> NDArray[np.int64]:
+    """(N,) which database each sample is from: the source without its split, empty ones not counted."""
+    names = [pack.source.partition("@")[0] for pack in packs]
+    _, place = np.unique(np.repeat(names, [len(pack) for pack in packs]), return_inverse=True)
+    return np.asarray(place, np.int64)
+
+
+def _interleaved(draws: NDArray[np.int64], database: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The draws of each database in their order, spread evenly over the epoch."""
+    position = np.empty(len(draws))
+    for number in range(database.max() + 1):
+        rows = np.flatnonzero(database == number)
+        position[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+    spread: NDArray[np.int64] = draws[np.argsort(position, kind="stable")]
+    return spread

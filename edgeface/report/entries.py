@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeface.errors import MissingToolError, ModelError
 from edgeface.evaluate import Runner
-from edgeface.report.scorecard import DEVICE, FAKE_QUANT, FILE, STUDENT, TEACHER
+from edgeface.report.scorecard import DEVICE, FAKE_QUANT, FILE, FOREST, STUDENT, TEACHER
 
 if TYPE_CHECKING:
     from edgeface.specs import ModelSpec
@@ -48,7 +48,7 @@ class Entry:
 
 
 def stage_entries(run: Path) -> list[Entry]:
-    """The checkpoints of a run as entries: teacher, fp32 student, fake-quant student, those that are there.
+    """The checkpoints of a run as entries: teacher, its forests, fp32 and fake-quant student, those that are there.
 
     Raises:
         ModelError: None is there.
@@ -56,8 +56,8 @@ def stage_entries(run: Path) -> list[Entry]:
     import torch
 
     from edgeface.checkpoint import WEIGHTS, load_checkpoint
-    from edgeface.files import sha256_json
-    from targets.runners import open_model
+    from edgeface.files import sha256_file, sha256_json
+    from targets.runners import locate, open_model
 
     entries = []
     for stage, role in (("teacher", TEACHER), ("student", STUDENT), ("qat", FAKE_QUANT)):
@@ -71,6 +71,11 @@ def stage_entries(run: Path) -> list[Entry]:
             device = "cuda" if role == TEACHER and torch.cuda.is_available() else "cpu"
             opened = partial(open_model, folder, device=device)
             entries.append(Entry(role=role, name=name, open=opened, size_bytes=size, digest=digest))
+        if role == TEACHER and (run / FOREST / "manifest.json").is_file():
+            located = locate(run / FOREST)
+            opened = partial(open_model, run / FOREST)
+            digest = sha256_file(run / FOREST / "manifest.json")  # it holds those of the forests and of their teacher
+            entries.append(Entry(role=FOREST, name=FOREST, open=opened, size_bytes=located.size_bytes, digest=digest))
     if not entries:
         raise ModelError(
             "no teacher, student or qat checkpoint",

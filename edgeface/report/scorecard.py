@@ -27,7 +27,8 @@ from edgeface.tasks import TASKS
 
 SCHEMA = 1
 TEACHER, STUDENT, FAKE_QUANT, FILE, DEVICE = "teacher", "student", "fake-quant", "file", "device"
-ROLES = (TEACHER, STUDENT, FAKE_QUANT, FILE, DEVICE)
+FOREST = "forest"  # the teacher with forests in the place of some heads
+ROLES = (TEACHER, FOREST, STUDENT, FAKE_QUANT, FILE, DEVICE)
 BUILT = (FILE, DEVICE)  # roles that budgets judge
 CURVE_PERCENT = tuple(np.arange(0.0, 25.25, 0.25).tolist())  # thresholds of the cumulative error curves
 
