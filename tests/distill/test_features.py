@@ -209,5 +209,5 @@ def test_adapters_map_channels_and_learn_to_match() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        first, last = (float(loss), last) if step == 0 else (first, float(loss))
+        first, last = (loss.item(), last) if step == 0 else (first, loss.item())
     assert last < 0.01 * first

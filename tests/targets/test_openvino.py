@@ -554,7 +554,7 @@ def test_float_input_takes_standardized_values(
     # A file of ours is handed the picture's standardized values; what a stranger's expects is not known.
     assert same(answers(files["values"][precision], float_graph, pictures), expected)
     stranger = OpenvinoRunner(files["values"][precision], spec=None, runtime="openvino", precision="", threads=1)
-    with pytest.raises(UnsupportedError, match="can still be timed"):
+    with pytest.raises(UnsupportedError, match="time it alone"):
         stranger.run(random_pictures(1, stranger.spec.input_px))
 
 
@@ -650,13 +650,13 @@ def test_foreign_file_opens_and_can_be_timed(tmp_path: Path) -> None:
     assert [output.name for output in runner.spec.outputs] == ["gender"]
     assert (runner.precision, runner.macs, target.read_note(path)) == ("fp32", 6, {})
     runner.prepare(seed=0)()
-    with pytest.raises(UnsupportedError, match="can still be timed"):
+    with pytest.raises(UnsupportedError, match="time it alone"):
         runner.run(np.zeros((1, runner.spec.input_px, runner.spec.input_px, 3), np.uint8))
 
 
 def test_foreign_files_without_one_fixed_picture_are_refused(tmp_path: Path) -> None:
     for name, options, words in (
-        ("dynamic", {"shape": [-1, 3, 20, 20]}, "fixed shape"),
+        ("dynamic", {"shape": [1, 3, -1, 20]}, "fixed shape"),
         ("pair", {"shape": [1, 3, 20, 20], "inputs": 2}, "2 inputs"),
     ):
         path = foreign(tmp_path / f"{name}.xml", **options)  # type: ignore[arg-type]
