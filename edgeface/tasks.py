@@ -71,6 +71,50 @@ IDENTITY_FEATURES = 128
 
 EXPRESSIONS = ("happy", "angry", "calm", "scared", "sad", "disgust", "surprised")
 
+# In the order of CelebA's own list (Liu et al., ICCV 2015).
+CELEBA_ATTRIBUTES = (
+    "5_o_Clock_Shadow",
+    "Arched_Eyebrows",
+    "Attractive",
+    "Bags_Under_Eyes",
+    "Bald",
+    "Bangs",
+    "Big_Lips",
+    "Big_Nose",
+    "Black_Hair",
+    "Blond_Hair",
+    "Blurry",
+    "Brown_Hair",
+    "Bushy_Eyebrows",
+    "Chubby",
+    "Double_Chin",
+    "Eyeglasses",
+    "Goatee",
+    "Gray_Hair",
+    "Heavy_Makeup",
+    "High_Cheekbones",
+    "Male",
+    "Mouth_Slightly_Open",
+    "Mustache",
+    "Narrow_Eyes",
+    "No_Beard",
+    "Oval_Face",
+    "Pale_Skin",
+    "Pointy_Nose",
+    "Receding_Hairline",
+    "Rosy_Cheeks",
+    "Sideburns",
+    "Smiling",
+    "Straight_Hair",
+    "Wavy_Hair",
+    "Wearing_Earrings",
+    "Wearing_Hat",
+    "Wearing_Lipstick",
+    "Wearing_Necklace",
+    "Wearing_Necktie",
+    "Young",
+)
+
 
 def _landmarks(points: int) -> Task:
     return Task(
@@ -118,6 +162,7 @@ TASKS: dict[str, Task] = {
             classes=("dark_circles", "acne", "spots", "wrinkles"),
             metric="balanced_accuracy",
         ),
+        Task(name="attributes40", kind=Kind.ATTRIBUTES, classes=CELEBA_ATTRIBUTES, metric="balanced_accuracy"),
     )
 }
 

@@ -18,4 +18,6 @@ MEANING = {
     "identity": "How alike two faces look to the network. Identifying people needs their consent, and the law in many "
     "places asks for more.",
     "attributes": "Visible marks as the raters of the training pictures saw them. It is no medical finding.",
+    "attributes40": "What the labellers of CelebA wrote down of pictures of celebrities, in their words. Several are "
+    "opinions (attractive, young) or guesses (male); none is a fact about a person.",
 }

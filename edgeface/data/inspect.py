@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.data.corpus import Corpus, is_labelled
-from edgeface.data.listing import TRAIN_PARTS
+from edgeface.data.listing import TRAIN_PARTS, fold_and_part
 from edgeface.data.sources import Source, open_source, parse_source
 from edgeface.errors import DataError, UsageError
 from edgeface.tasks import EYES, TASKS, Kind, Task
@@ -218,10 +218,11 @@ def _other_splits(corpus: Corpus, parsed: Source, *, root: Path) -> dict[str, Co
     if not corpus.split or corpus.name == "synthetic":
         return others
     base = parsed.corpus + (f":{parsed.argument}" if parsed.argument else "")
+    fold, part = fold_and_part(corpus.split)
     parts = set(TRAIN_PARTS) - {"train"}
-    # A part of the training list lies in it by design.
-    splits = (*sorted(parts), "val", "test") if corpus.split in parts else SPLITS
-    for split in splits:
+    # A part of the training list lies in it by design, and so does every fold's in the other folds'.
+    splits = (*sorted(parts), "val", "test") if part in parts else SPLITS
+    for split in (f"fold{fold}-{name}" if fold else name for name in splits):
         if split != corpus.split:
             with contextlib.suppress(DataError, UsageError):  # a corpus need not have every split
                 others[split] = open_source(f"{base}@{split}", root=root)

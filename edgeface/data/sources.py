@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from edgeface.data.corpus import Corpus
@@ -66,7 +67,7 @@ def open_source(source: str, *, root: Path, strict: bool = False) -> Corpus:
 
     Args:
         source: `CORPUS[:PATH][@SPLIT]`, `synthetic:N[@SPLIT]` or `folder:PATH[@SPLIT]`; without a split,
-            training data, of london its only split.
+            training data; of london and afw their only split, of lfw the pairs.
         root: Folder that holds the corpora, from `data_root`.
         strict: Raise at the first bad sample instead of listing it in `skipped`.
 
@@ -76,6 +77,16 @@ def open_source(source: str, *, root: Path, strict: bool = False) -> Corpus:
     """
     parsed = parse_source(source)
     return READERS[parsed.corpus](parsed, root, strict)
+
+
+def pairs_of(source: str, *, root: Path) -> Path | None:
+    """The published list of pairs that identity is verified on with this source; None where there is none."""
+    parsed = parse_source(source)
+    if parsed.corpus != "lfw" or parsed.split not in ("", "pairs"):
+        return None
+    from edgeface.data.lfw import pairs_list
+
+    return pairs_list(_folder_of(parsed, root), "pairs")
 
 
 def _folder_of(source: Source, root: Path) -> Path:
@@ -95,34 +106,17 @@ def _folder_of(source: Source, root: Path) -> Path:
     return path
 
 
-def _mtfl(source: Source, root: Path, strict: bool) -> Corpus:
-    from edgeface.data import mtfl
+def _published(split: str = "train") -> Callable[[Source, Path, bool], Corpus]:
+    """Reads a corpus with the module of its name; without a split, `split`."""
 
-    return mtfl.read(_folder_of(source, root), source=source.text, split=source.split or "train", strict=strict)
+    def read(source: Source, root: Path, strict: bool) -> Corpus:
+        reader = import_module(f"edgeface.data.{source.corpus}")
+        corpus: Corpus = reader.read(
+            _folder_of(source, root), source=source.text, split=source.split or split, strict=strict
+        )
+        return corpus
 
-
-def _fairface(source: Source, root: Path, strict: bool) -> Corpus:
-    from edgeface.data import fairface
-
-    return fairface.read(_folder_of(source, root), source=source.text, split=source.split or "train", strict=strict)
-
-
-def _ferplus(source: Source, root: Path, strict: bool) -> Corpus:
-    from edgeface.data import ferplus
-
-    return ferplus.read(_folder_of(source, root), source=source.text, split=source.split or "train", strict=strict)
-
-
-def _mebeauty(source: Source, root: Path, strict: bool) -> Corpus:
-    from edgeface.data import mebeauty
-
-    return mebeauty.read(_folder_of(source, root), source=source.text, split=source.split or "train", strict=strict)
-
-
-def _london(source: Source, root: Path, strict: bool) -> Corpus:
-    from edgeface.data import london
-
-    return london.read(_folder_of(source, root), source=source.text, split=source.split or "test", strict=strict)
+    return read
 
 
 def _folder(source: Source, root: Path, strict: bool) -> Corpus:
@@ -142,11 +136,24 @@ def _synthetic(source: Source, root: Path, strict: bool) -> Corpus:
 
 
 READERS: dict[str, Callable[[Source, Path, bool], Corpus]] = {
-    "mtfl": _mtfl,
-    "fairface": _fairface,
-    "ferplus": _ferplus,
-    "mebeauty": _mebeauty,
-    "london": _london,
+    "mtfl": _published(),
+    "fairface": _published(),
+    "ferplus": _published(),
+    "mebeauty": _published(),
+    "london": _published("test"),
+    "lsafbd": _published(),
+    "scut_fbp5500": _published(),
+    "utkface": _published(),
+    "fer2013": _published(),
+    "rafdb": _published(),
+    "celeba": _published(),
+    "aflw": _published(),
+    "afw": _published("test"),
+    "w300": _published(),
+    "wflw": _published(),
+    "lfw": _published("pairs"),
+    "ckplus": _published(),
+    "oulu_casia": _published(),
     "folder": _folder,
     "synthetic": _synthetic,
 }

@@ -1,0 +1,162 @@
+"""CelebA: forty attributes, five landmarks and the person of 202,599 pictures of celebrities.
+
+Source:
+    Liu, Luo, Wang, Tang, Deep Learning Face Attributes in the Wild, ICCV 2015; for non-commercial research.
+
+Layout, as published (`Anno`, `Eval`, `Img`), or with all of it side by side:
+
+    Anno/list_attr_celeba.txt                first the number of pictures, then the 40 names, then 000001.jpg -1 1 …
+    Anno/list_landmarks_align_celeba.txt     the same, with the ten names lefteye_x lefteye_y righteye_x … rightmouth_y
+    Anno/identity_CelebA.txt                 000001.jpg 2880
+    Eval/list_eval_partition.txt             000001.jpg 0        0 train, 1 validation, 2 test
+    Img/img_align_celeba/000001.jpg          178×218
+
+An attribute is 1 or -1. All forty are `attributes40`; four are also tasks of their own: Male gender, Smiling smile,
+Eyeglasses glasses, Mouth_Slightly_Open mouth_open. Landmarks, in whole pixels of the aligned picture, are taken as they
+stand. Without the list of people there is no identity, without the list of landmarks no landmarks.
+
+Crop: fixed, for the pictures are aligned: the median of the crops about the landmarks of the training list, or, without
+their list, the constants below. [Assumed: eyes at (69, 111) and (108, 111), mouth at (71, 152) and (106, 152).]
+
+Splits: `train`, `val` and `test` as published; `fit` and `dev` part `train` into nine tenths and one, by person where
+the people are known. Published splits share no person.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from edgeface.data.corpus import Corpus
+from edgeface.data.images import read_size
+from edgeface.data.listing import TRAIN_PARTS, Face, Row, Terms, check_split, first_there, gather, in_part, read_lines
+from edgeface.data.mtfl import CROP_OVER_EXTENT
+from edgeface.data.points import usual_crop
+from edgeface.errors import DataError
+from edgeface.tasks import CELEBA_ATTRIBUTES, TASKS
+
+TERMS = Terms(name="celeba", version=1, licence="non-commercial research only (CelebA)", research_only=True)
+SPLITS = (*TRAIN_PARTS, "val", "test")
+WIDTH, HEIGHT = 178, 218
+CROP = (88.5 / WIDTH, 131.5 / HEIGHT, CROP_OVER_EXTENT * 41 / WIDTH)
+
+# Attribute to the task it also is, and the class that 1 stands for.
+OWN_TASKS = {
+    "Male": ("gender", "male"),
+    "Smiling": ("smile", "smiling"),
+    "Eyeglasses": ("glasses", "glasses"),
+    "Mouth_Slightly_Open": ("mouth_open", "open"),
+}
+
+_POINTS = tuple(
+    f"{name}_{axis}" for name in ("lefteye", "righteye", "nose", "leftmouth", "rightmouth") for axis in "xy"
+)
+_LAYOUT = "the published CelebA folder: Anno, Eval, Img/img_align_celeba"
+_CODES = {**dict.fromkeys(TRAIN_PARTS, "0"), "val": "1", "test": "2"}
+
+
+def read(
+    path: Path,
+    *,
+    source: str,
+    split: str,
+    strict: bool = False,
+    size_of: Callable[[Path], tuple[int, int]] = read_size,
+) -> Corpus:
+    """Reads one split.
+
+    Args:
+        path: Folder that holds Anno, Eval and Img, or their contents.
+        source: The source as typed, for messages.
+        split: One of SPLITS.
+        strict: Raise at the first bad line instead of counting it in `skipped`.
+        size_of: Width and height of a picture.
+
+    Raises:
+        DataError: A list is missing or is of another form, or there is no usable face; with `strict`, any bad line or
+            picture.
+        UsageError: No such split.
+    """
+    check_split(split, SPLITS, source=source)
+    attributes = _list_with_names(path, "list_attr_celeba.txt", CELEBA_ATTRIBUTES, source=source)
+    parts = _by_file(_list(path, "Eval", "list_eval_partition.txt", "part", source=source))
+    people: Mapping[str, Row] = {}
+    if first_there(path, ("Anno/identity_CelebA.txt", "identity_CelebA.txt")).is_file():
+        people = _by_file(_list(path, "Anno", "identity_CelebA.txt", "person", source=source))
+    name = "list_landmarks_align_celeba.txt"
+    points: Mapping[str, Row] = {}
+    crop = CROP
+    if first_there(path, (f"Anno/{name}", name)).is_file():
+        points = _by_file(_list_with_names(path, name, _POINTS, source=source))
+        train = [row for key, row in points.items() if key in parts and parts[key]["part"] == "0" and not row.broken]
+        x, y, side = usual_crop([row.numbers(_POINTS).reshape(5, 2) for row in train[:2000]])
+        crop = (x / WIDTH, y / HEIGHT, side / WIDTH)
+    folder = first_there(path, ("Img/img_align_celeba", "img_align_celeba")).relative_to(path).as_posix()
+
+    def parse(row: Row) -> Face | None:
+        file = row.path("file")
+        if file not in parts:
+            raise row.fault(f"in no part: {file!r}", expected="a line of list_eval_partition.txt")
+        if parts[file].one_of("part", ("0", "1", "2")) != _CODES[split]:
+            return None
+        person = people[file]["person"] if file in people else ""
+        if _CODES[split] == "0" and not in_part(person or file, split):
+            return None
+        yes = [row.one_of(name, ("1", "-1")) == "1" for name in CELEBA_ATTRIBUTES]
+        labels: dict[str, object] = {"attributes40": np.array(yes, dtype=np.int8)}
+        for attribute, (task, positive) in OWN_TASKS.items():
+            index = TASKS[task].classes.index(positive)
+            labels[task] = index if yes[CELEBA_ATTRIBUTES.index(attribute)] else 1 - index
+        if file in points:
+            if points[file].broken:
+                raise points[file].fault(points[file].broken, expected="a name and ten numbers")
+            labels["landmarks5"] = points[file].numbers(_POINTS).reshape(5, 2) / (WIDTH, HEIGHT)
+        return Face(key=f"{folder}/{file}", crop=crop, labels=labels, person=person)
+
+    own = tuple(task for task, _ in OWN_TASKS.values())
+    known = (*(("landmarks5",) if points else ()), *(("identity",) if people else ()))
+    return gather(
+        path,
+        attributes,
+        parse,
+        terms=TERMS,
+        tasks=("attributes40", *own, *known),
+        source=source,
+        split=split,
+        strict=strict,
+        size_of=size_of,
+    )
+
+
+def _list(path: Path, folder: str, name: str, column: str, *, source: str) -> list[Row]:
+    listing = first_there(path, (f"{folder}/{name}", name))
+    return read_lines(listing, ("file", column), source=source, layout=_LAYOUT)
+
+
+def _list_with_names(path: Path, name: str, columns: tuple[str, ...], *, source: str) -> list[Row]:
+    """Rows of a list that begins with their number and the names of its columns."""
+    listing = first_there(path, (f"Anno/{name}", name))
+    rows = read_lines(listing, ("file", *columns), source=source, layout=_LAYOUT, skip=2)
+    with listing.open(encoding="utf-8-sig") as file:
+        count, names = file.readline().strip(), tuple(file.readline().split())
+    if not count.isdecimal() or names != columns:
+        raise DataError(
+            f"the first lines {count!r} and {' '.join(names[:3])!r} …",
+            expected=f"the number of pictures, and the {len(columns)} names that begin with {' '.join(columns[:3])!r}",
+            where=f"{listing}:1",
+            do="Use the corpus as published",
+        )
+    if int(count) != len(rows):
+        raise DataError(
+            f"{len(rows)} pictures",
+            expected=f"{count}, as its first line says",
+            where=str(listing),
+            do="Fetch it again",
+        )
+    return rows
+
+
+def _by_file(rows: list[Row]) -> dict[str, Row]:
+    return {row.cells["file"]: row for row in rows}
