@@ -160,10 +160,11 @@ def _kind(folder: Path) -> str:
 
 
 def _parts(folder: Path) -> list[Path]:
-    """The folders of answers inside a folder that has no manifest of its own."""
-    if not folder.is_dir() or (folder / MANIFEST).exists():
+    """The folders of answers inside a folder that holds nothing else, as a run does."""
+    if not folder.is_dir():
         return []
-    return [path for path in sorted(folder.iterdir()) if _kind(path) in KINDS]
+    inside = sorted(folder.iterdir())
+    return inside if all(_kind(path) in KINDS for path in inside) else []
 
 
 def load_answers(folder: Path) -> Answers:

@@ -171,7 +171,8 @@ def training_data(
         val=recipe.data.val,
         root=root,
         outputs=outputs,
-        content_hash=sha256_json([part.content_hash for part in parts]),
+        content_hash=sha256_json([*(part.content_hash for part in parts), *recipe.data.derive]),
+        derive=recipe.data.derive,
     )
 
 
@@ -439,11 +440,20 @@ def _train_float(
     seed = recipe.seed + STAGES.index(kind)  # stages see the pictures in different orders and variations
     model = model_spec(spec.network, tuple(data.outputs.values()))
     network = begin_network(spec, model, seed=seed)
-    batches = batches_for(recipe, data, spec=spec.train, input_px=rendered_px(model, teacher), seed=seed)
+    batches = batches_for(
+        recipe,
+        data,
+        spec=spec.train,
+        input_px=rendered_px(model, teacher),
+        seed=seed,
+        answers=answers,
+        model=model,
+    )
     objective = objective_with(
         recipe,
         model,
         teacher=teacher,
+        answers=answers,
         people=people_in(batches),
         class_weights=label_weights(batches.labels, recipe.loss),
         network=network,

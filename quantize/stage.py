@@ -98,6 +98,7 @@ def train_qat(
         recipe,
         model,
         teacher=teacher,
+        answers=answers,
         people=people_in(batches),
         class_weights=label_weights(batches.labels, recipe.loss),
         seed=seed,

@@ -79,6 +79,13 @@ def _frozen(recipe: Recipe, data: TrainingData, folder: Path) -> Supervision:
     from targets.runners import FORMATS, is_bundle
 
     path = Path(recipe.teacher.frozen)
+    if not path.exists():
+        raise ConfigError(
+            f"{recipe.teacher.frozen!r} is not there",
+            expected="a checkpoint, a model file, or a folder of stored answers",
+            where="teacher.frozen",
+            do="Train it first, or correct the path; it counts from the folder the command is typed in",
+        )
     if holds_answers(path):
         return Supervision(answers=load_answers(path))
     if path.suffix in FORMATS or is_bundle(path):

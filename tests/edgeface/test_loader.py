@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from edgeface.data.corpus import Corpus, Labels
-from edgeface.data.loader import Batches
+from edgeface.data.loader import Batches, answered
 from edgeface.data.pack import Pack, pack
 from edgeface.errors import ConfigError
 from edgeface.specs import AugmentSpec
@@ -158,3 +158,78 @@ def test_balance_keeps_the_length_of_an_epoch_and_repeats_look_different(tmp_pat
 def test_balance_needs_a_task_with_classes(packs: list[Pack]) -> None:
     with pytest.raises(ConfigError, match=r"train\.balance"):
         Batches(packs, tasks=["gender"], augment=STILL, input_px=16, batch=4, seed=0, balance="landmarks5")
+
+
+def uneven(cache: Path, *, databases: str = "database", sizes: tuple[int, int] = (20, 180)) -> Batches:
+    """Two drawn databases of very different size, the small one labelled by gender, the large one by smile."""
+    small = made(cache, name="small", count=sizes[0], level=90, labels={"gender": np.arange(sizes[0]) % 2})
+    large = made(cache, name="large", count=sizes[1], level=40, labels={"smile": np.ones(sizes[1], np.int64)})
+    return Batches(
+        [small, large],
+        tasks=["gender", "smile"],
+        augment=AugmentSpec(),
+        input_px=16,
+        batch=20,
+        seed=5,
+        databases=databases,
+    )
+
+
+def test_databases_are_drawn_equally_in_every_batch_whatever_their_sizes(tmp_path: Path) -> None:
+    loader = uneven(tmp_path)
+    for epoch in range(4):
+        shares = [int((batch.ids < 20).sum()) for batch in loader.epoch(epoch)]
+        # 200 draws in an epoch, 100 of each database, spread evenly: a batch is off by one draw at most.
+        assert loader.steps_per_epoch == len(shares) == 10
+        assert all(abs(share - 10) <= 1 for share in shares)
+        assert abs(sum(shares) - 100) <= 1
+    assert set(np.concatenate([loader.order(e) % 200 for e in range(20)]).tolist()) == set(range(200))
+
+
+def test_without_balance_the_large_database_has_its_share_twin(tmp_path: Path) -> None:
+    shares = [int((batch.ids < 20).sum()) for batch in uneven(tmp_path, databases="").epoch(0)]
+    assert sum(shares) == 20
+    assert not all(abs(share - 10) <= 1 for share in shares)
+
+
+def test_a_small_databases_repeats_look_different_and_resuming_repeats_them(tmp_path: Path) -> None:
+    loader = uneven(tmp_path)
+    order = loader.order(3)
+    assert len(set(order.tolist())) == 200  # no draw twice: every repeat has a number of its own
+    twice = next(sample for sample in range(20) if (order % 200 == sample).sum() > 1)
+    first, second = (loader.at(order[order % 200 == twice][[place]], epoch=3) for place in (0, 1))
+    assert not first.images.equal(second.images)
+    whole = list(loader.epoch(3))
+    rest = list(uneven(tmp_path).epoch(3, start_step=6))
+    assert all(late.images.equal(early.images) for late, early in zip(rest, whole[6:], strict=True))
+    assert not rest[0].images.equal(whole[5].images)
+
+
+def test_the_splits_of_one_corpus_are_one_database(tmp_path: Path) -> None:
+    labels = {"gender": np.zeros(30, np.int64)}
+    parts = [made(tmp_path, name=name, count=30, level=0, labels=labels) for name in ("a@train", "a@val", "b")]
+    loader = Batches(parts, tasks=["gender"], augment=STILL, input_px=16, batch=10, seed=0, databases="database")
+    drawn = np.bincount(loader.order(0) % 90 // 30)
+    assert drawn[:2].sum() == drawn[2] == 45
+
+
+def test_stored_answers_move_with_the_crop_as_labels_do(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    points = rng.uniform(0.2, 0.8, (12, 5, 2)).astype(np.float32)
+    labels = {"landmarks5": points * 16.0, "pose": np.arange(12) % 5, "gender": np.arange(12) % 2}
+    only = made(tmp_path, name="only", count=12, level=20, labels=labels)
+    logits = np.eye(5, dtype=np.float32)[labels["pose"]]
+    answers = {
+        "landmarks5": torch.from_numpy(only.labels["landmarks5"]),
+        "pose": torch.from_numpy(logits),
+        "gender": torch.full((12, 2), torch.nan),
+    }
+    loader = Batches([only], tasks=list(labels), augment=AugmentSpec(), input_px=16, batch=12, seed=0, answers=answers)
+    batch = next(iter(loader.epoch(0)))
+    torch.testing.assert_close(batch.labels[answered("landmarks5")], batch.labels["landmarks5"], rtol=0, atol=0)
+    assert torch.equal(batch.labels[answered("pose")].argmax(dim=1), batch.labels["pose"])
+    assert batch.labels[answered("gender")].isnan().all()
+    # The twin: the crops did move, and some are mirrored, so answers that stayed would be seen.
+    plain = answers["landmarks5"][batch.ids]
+    assert (batch.labels[answered("landmarks5")] - plain).abs().max() > 0.05
+    assert not torch.equal(answers["pose"][batch.ids], batch.labels[answered("pose")])
