@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import contextlib
+import multiprocessing
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeface.cli.result import Result
 from edgeface.errors import ConfigError, DataError, MissingToolError, ModelError, UnsupportedError, UsageError
 from edgeface.precision import IOS, IOS_VERSIONS, PRECISIONS, TARGETS, of_target
+from edgeface.runs import is_run
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -88,22 +92,23 @@ def run(arguments: argparse.Namespace) -> Result:
 
     missing: dict[str, str] = {}
     folders: dict[str, Path] = {}
-    if len(wanted) == 1:
-        (target, precisions), *_ = wanted.items()
-        folders[target] = build(
-            checkpoint,
-            target=target,
-            precisions=precisions,
-            out=arguments.out,
-            report=lambda step, took: told(target, step, took),
-            **options,
-        )
-    else:
-        for target, made in build_many(checkpoint, wanted, out=arguments.out, report=told, **options).items():
-            if isinstance(made, MissingToolError):
-                missing[target] = str(made)
-            else:
-                folders[target] = made
+    with _answering_ahead(checkpoint):
+        if len(wanted) == 1:
+            (target, precisions), *_ = wanted.items()
+            folders[target] = build(
+                checkpoint,
+                target=target,
+                precisions=precisions,
+                out=arguments.out,
+                report=lambda step, took: told(target, step, took),
+                **options,
+            )
+        else:
+            for target, made in build_many(checkpoint, wanted, out=arguments.out, report=told, **options).items():
+                if isinstance(made, MissingToolError):
+                    missing[target] = str(made)
+                else:
+                    folders[target] = made
     built = [
         _Built(folder, seconds=seconds[target], cards=_score(checkpoint, folder)) for target, folder in folders.items()
     ]
@@ -118,14 +123,14 @@ def _search(checkpoint: Path) -> Found:
     from edgeface.config import load_recipe
     from edgeface.data.sources import data_root
     from edgeface.evaluate import evaluation_pack
-    from edgeface.runs import RECIPE, is_run
+    from edgeface.runs import RECIPE
     from quantize.graph import GraphNetwork, trace
     from quantize.qat import load_qat
     from quantize.search import search
     from quantize.sensitivity import Faces
     from targets.build import find_sources
 
-    folder = checkpoint if is_run(checkpoint) else checkpoint.resolve().parent
+    folder = _run_of(checkpoint)
     if not is_run(folder):
         raise ModelError(
             "a checkpoint that lies in no run",
@@ -211,6 +216,42 @@ def _accepted(arguments: argparse.Namespace, target: str) -> list[str] | None:
     return [precision for precision in arguments.precision if precision in of_target(target, ios=arguments.ios)]
 
 
+@contextlib.contextmanager
+def _answering_ahead(checkpoint: Path) -> Iterator[None]:
+    """Teacher and students answer the validation faces in a process of their own, while the files are written."""
+    folder = _run_of(checkpoint)
+    if not is_run(folder):
+        yield
+        return
+    process = multiprocessing.get_context("spawn").Process(target=_answer_stages, args=(folder,), daemon=True)
+    process.start()
+    try:
+        yield
+        process.join()
+    finally:
+        process.kill()
+
+
+def _answer_stages(run: Path) -> None:
+    from edgeface.cli.report import crops_of
+    from edgeface.config import load_recipe
+    from edgeface.report.entries import stage_entries
+    from edgeface.report.measure import answer_ahead
+    from edgeface.runs import RECIPE
+
+    # Whatever fails here fails again, and is told, when the scorecard is made.
+    with contextlib.suppress(Exception):
+        recipe = load_recipe(str(run / RECIPE))
+        for source in recipe.data.val:
+            crops = partial(crops_of, source=source, root=recipe.data.root)
+            answer_ahead(stage_entries(run), crops)
+
+
+def _run_of(checkpoint: Path) -> Path:
+    """The run that a checkpoint lies in, or would."""
+    return checkpoint if is_run(checkpoint) else checkpoint.resolve().parent
+
+
 def _score(checkpoint: Path, bundle: Path) -> list[Scorecard]:
     """Scorecards on the recipe's validation faces, one per source; the first is kept in the bundle."""
     from edgeface.cli.console import note
@@ -218,10 +259,10 @@ def _score(checkpoint: Path, bundle: Path) -> list[Scorecard]:
     from edgeface.config import load_recipe
     from edgeface.files import write_bytes, write_json
     from edgeface.report.entries import bundle_entries, stage_entries
-    from edgeface.runs import RECIPE, is_run
+    from edgeface.runs import RECIPE
     from targets.bundle import SCORECARD, write_model_card
 
-    folder = checkpoint if is_run(checkpoint) else checkpoint.resolve().parent
+    folder = _run_of(checkpoint)
     if not is_run(folder):
         note("not scored: the checkpoint lies in no run, so its validation faces are not known")
         return []

@@ -218,7 +218,7 @@ def score(
     def crops(runner: Runner) -> Pack:
         px = runner.spec.input_px
         if px not in packs:  # reading a source again costs more than scoring a student on it
-            packs[px] = _crops(runner, source, root=root)
+            packs[px] = crops_of(runner, source, root=root)
         return packs[px]
 
     with progress() as bar:
@@ -242,7 +242,7 @@ def bundles_of(run: Path, *, out: Path = _BUNDLES) -> list[Path]:
     return [bundle for bundle, text in texts.items() if any(digest in text for digest in digests)]
 
 
-def _crops(runner: Runner, source: str, *, root: str) -> Pack:
+def crops_of(runner: Runner, source: str, *, root: str) -> Pack:
     from edgeface.data.sources import data_root
     from edgeface.evaluate import evaluation_pack
 

@@ -12,7 +12,7 @@ from edgeface.data.pack import ANSWERS, Pack, clear_cache
 from edgeface.evaluate import Outputs
 from edgeface.report import answers
 from edgeface.report.entries import Entry
-from edgeface.report.measure import measure
+from edgeface.report.measure import answer_ahead, measure
 from edgeface.report.scorecard import FILE, TEACHER, Scorecard
 from edgeface.specs import ModelSpec, output_spec
 
@@ -69,6 +69,20 @@ def test_a_second_scorecard_asks_the_teacher_nothing(cache: Path) -> None:
     assert (teacher.asked, file.asked) == (N, 2 * N)  # an entry without a digest, such as a device, is never kept
     assert second.rows == first.rows
     assert len(list((cache / ANSWERS).iterdir())) == 1
+
+
+def test_what_was_answered_ahead_is_not_asked_again(cache: Path) -> None:
+    teacher, file = Counted(), Counted()
+    entries = [
+        Entry(role=TEACHER, name="big", open=lambda: teacher, digest="1" * 64),
+        Entry(role=FILE, name="small", open=lambda: file),
+    ]
+    answer_ahead(entries, lambda runner: pack())
+    assert (teacher.asked, file.asked) == (N, 0)
+    scored(teacher, file)
+    assert (teacher.asked, file.asked) == (N, N)
+    scored(teacher, file, content="abd")  # Twin: other pictures were not answered
+    assert teacher.asked == 2 * N
 
 
 def test_another_model_source_or_runtime_is_asked_again_twin(cache: Path) -> None:
