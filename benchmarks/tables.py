@@ -26,7 +26,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeface.config import dump_recipe, from_plain, load_recipe, to_plain
 from edgeface.errors import (
@@ -39,9 +39,13 @@ from edgeface.errors import (
     UsageError,
 )
 from edgeface.files import sha256_json, write_bytes, write_json
+from edgeface.metrics import confusion
 from edgeface.provenance import commit, cpu, versions
-from edgeface.specs import STAGES, Recipe
-from edgeface.tasks import TASKS
+from edgeface.specs import IMBALANCE_LOSSES, STAGES, Recipe
+from edgeface.tasks import TASKS, Kind
+
+if TYPE_CHECKING:
+    from edgeface.evaluate import Evaluation
 
 DEFINITIONS = Path(__file__).with_suffix("")
 RESULTS = Path(__file__).parent / "results" / "tables"
@@ -342,7 +346,7 @@ def _scored(recipe: Recipe, folder: Path) -> Record:
     from distill.stages import objective_with
     from edgeface.checkpoint import load_checkpoint
     from edgeface.data.sources import data_root
-    from edgeface.evaluate import Evaluation, Runner, evaluate, evaluation_pack
+    from edgeface.evaluate import Runner, evaluate, evaluation_pack
     from edgeface.models.network import build_network, count_parameters
     from edgeface.models.runner import TorchRunner
     from targets.runners import open_model
@@ -350,7 +354,10 @@ def _scored(recipe: Recipe, folder: Path) -> Record:
     checkpoint = load_checkpoint(folder)
     model, root = checkpoint.model, data_root()
     begun = build_network(checkpoint.network, model, seed=recipe.seed)
-    objective = objective_with(recipe, model, teacher=None)
+    # Rows under weighted or focal losses are held to the plain one, as their neighbours are.
+    forms = {task: form for task, form in recipe.loss.forms.items() if form not in IMBALANCE_LOSSES}
+    plain = dataclasses.replace(recipe, loss=dataclasses.replace(recipe.loss, forms=forms))
+    objective = objective_with(plain, model, teacher=None)
 
     def scores(runner: Runner, sources: Sequence[str]) -> dict[str, Evaluation]:
         return {source: evaluate(runner, evaluation_pack(source, model, root=root), batch=256) for source in sources}
@@ -375,13 +382,23 @@ def _scored(recipe: Recipe, folder: Path) -> Record:
         "loss_after": losses(runner),
         **{
             split: {
-                source: {"samples": found.samples, **{task: dict(values) for task, values in found.tasks.items()}}
+                source: {"samples": found.samples, **{task: _figures(found, task) for task in found.tasks}}
                 for source, found in scores(runner, getattr(recipe.data, split)).items()
             }
             for split in ("val", "test")
         },
         "curve": _columns(curve.read_text(encoding="utf-8")),
     }
+
+
+def _figures(evaluation: Evaluation, task: str) -> dict[str, float]:
+    """A task's scores, and of every task with classes the balanced accuracy too."""
+    found = {name: float(value) for name, value in evaluation.tasks[task].items()}
+    if TASKS[task].kind is Kind.CLASSES:
+        counts = confusion(TASKS[task], evaluation.predictions[task], evaluation.labels[task])
+        there = counts.sum(axis=1) > 0
+        found["balanced_accuracy"] = float((counts.diagonal()[there] / counts.sum(axis=1)[there]).mean())
+    return found
 
 
 def _columns(curve: str) -> dict[str, list[float | None]]:

@@ -1,0 +1,94 @@
+"""Every packaged recipe trains: two steps on drawn faces in the place of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.tables import load_tables, starts
+from distill.stages import begin_network, load_network
+from edgeface.checkpoint import load_checkpoint
+from edgeface.cli.distill import distill
+from edgeface.config import list_recipes, load_recipe
+from edgeface.specs import Recipe, TrainSpec
+
+pytestmark = pytest.mark.slow
+
+STAGES = ("teacher", "student", "qat")
+
+
+def last_stages() -> Mapping[str, str]:
+    """Recipe to the last stage that its tables ask for; recipes that stand alone run to their end."""
+    found = {recipe.name: "teacher" if recipe.group else "qat" for recipe in list_recipes()}
+    for table in load_tables().values():
+        for row in table.rows:
+            found[row.recipe] = max(found[row.recipe], row.stage or table.stage, key=STAGES.index)
+    return found
+
+
+LAST = last_stages()
+
+
+def tiny(recipe: Recipe) -> Recipe:
+    """The same recipe on a few drawn faces, narrow, for two steps of each stage."""
+
+    def brief(train: TrainSpec) -> TrainSpec:
+        return replace(train, epochs=2.0, batch=16, warmup_epochs=0.0)
+
+    def narrow(spec: object) -> dict[str, object]:
+        network = spec.network  # type: ignore[attr-defined]
+        smallest = 80 if network.backbone == "inception_resnet_v1" else 64
+        return {"network": replace(network, width=min(network.width, 0.25), input_px=min(network.input_px, smallest))}
+
+    return replace(
+        recipe,
+        threads=1,
+        data=replace(recipe.data, train=("synthetic:16@train",), val=("synthetic:8@val",), test=(), pack_px=64),
+        teacher=replace(recipe.teacher, train=brief(recipe.teacher.train), **narrow(recipe.teacher)),
+        student=replace(recipe.student, train=brief(recipe.student.train), **narrow(recipe.student)),
+        qat=replace(recipe.qat, train=brief(recipe.qat.train), calibration_batches=1),
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(autouse=True)
+def cache(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEFACE_CACHE", str(runs.parent / "cache"))
+
+
+def begun(recipe: Recipe, runs: Path) -> Recipe:
+    """With what it starts from trained, and named where it lies."""
+    for key, start in starts(recipe).items():
+        assert key == "teacher.transfer.start", f"{key}: say here how to fill it in"
+        folder = runs / start.recipe
+        if not (folder / start.stage / "manifest.json").is_file():
+            distill(tiny(load_recipe(start.recipe)), folder, until=start.stage)
+        transfer = replace(recipe.teacher.transfer, start=str(folder / start.stage))
+        recipe = replace(recipe, teacher=replace(recipe.teacher, transfer=transfer))
+    return recipe
+
+
+@pytest.mark.parametrize("name", LAST)
+def test_every_packaged_recipe_trains_for_two_steps(name: str, runs: Path, tmp_path: Path) -> None:
+    recipe = begun(tiny(load_recipe(name)), runs)
+    last = LAST[name]
+    distill(recipe, tmp_path / "run", until=None if last == "qat" else last)
+    for stage in STAGES[: STAGES.index(last) + 1]:
+        checkpoint = load_checkpoint(tmp_path / "run" / stage)
+        assert checkpoint.manifest["training"]["steps"] == 2
+        assert {output.task for output in checkpoint.model.outputs} == set(recipe.tasks)
+    teacher = load_checkpoint(tmp_path / "run" / "teacher")
+    before = begin_network(recipe.teacher, teacher.model, seed=recipe.seed).state_dict()
+    after = load_network(teacher).state_dict()
+    kept = [name for name in before if torch.equal(before[name], after[name])]
+    assert not any(name.startswith("heads.") and name.endswith("weight") for name in kept)
+    trunk = [name for name in kept if name.startswith("backbone.") and before[name].ndim == 4 and "luma" not in name]
+    assert bool(trunk) is (recipe.teacher.transfer.frozen_prefix > 0), "what is frozen stays, and nothing else"
