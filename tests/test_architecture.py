@@ -35,6 +35,7 @@ RANKS = {
     "quantize": 4,
     "targets": 5,
     "edgeface.report": 6,
+    "edgeface.sweep": 7,
     "edgeface.cli": 7,
     "edgeface.__main__": 7,
 }
@@ -63,7 +64,7 @@ ELSEWHERE = {"targets/devices/agent.py": "ai_edge_litert.interpreter"}
 # Too slow to load for whoever only imports a module of ours.
 INSIDE_FUNCTIONS = {
     *(name.split(".")[0] for name in TOOLKITS),
-    *("cv2", "PIL", "rich", "matplotlib", "sklearn", "skops", "scipy", "torchvision", "lightning_fabric", "lightning"),
+    *("cv2", "PIL", "rich", "matplotlib", "sklearn", "skops", "scipy", "torchvision", "lightning_fabric", "lightning", "optuna"),
 }
 
 

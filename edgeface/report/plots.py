@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ WIDTH = 358  # CSS pixels: what a phone of 390 px leaves between the page's marg
 TEXT = 11
 _LEGEND_ROW = 17
 _LETTER = 6.4  # pixels a letter of TEXT takes at most, in the widest of the usual fonts
+_BOLD_LETTER = 7.6  # pixels a letter of a title takes on average
 PNG_DPI = 180
 RARE = 0.01  # share of the faces below which a bin of a reliability diagram is left out
 
@@ -81,8 +83,10 @@ class Plot:
         stream = io.BytesIO()
         with _style():
             height = self.figure.get_figheight() * 72
+            # matplotlib's own wrapping leaves room for lines that it then does not draw.
+            title = textwrap.fill(self.title, int((WIDTH - 24) / _BOLD_LETTER))
             head = self.figure.text(
-                12 / WIDTH, 1 + 6 / height, self.title, ha="left", va="bottom", weight="bold", size=TEXT + 1, wrap=True
+                12 / WIDTH, 1 + 6 / height, title, ha="left", va="bottom", weight="bold", size=TEXT + 1
             )
             self.figure.savefig(
                 stream, format="png", dpi=PNG_DPI, facecolor=light("back"), bbox_inches="tight", metadata={}

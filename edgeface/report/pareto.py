@@ -1,0 +1,443 @@
+"""Accuracy against cost over many students: who is on the Pareto front, as a chart, a table of values and a page."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeface.metrics import lower_is_better
+from edgeface.report import table
+from edgeface.report.plots import (
+    COLOURS,
+    SERIES,
+    TEXT,
+    WIDTH,
+    Plot,
+    _figure,
+    _legend_rows,
+    _short,
+    _style,
+    light,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+
+DONE, REFUSED, FAILED = "DONE", "REFUSED", "FAILED"
+COST_TITLES = {
+    "latency_ms": "milliseconds a face",
+    "size_bytes": "bytes of the file",
+    "macs": "multiply-accumulates a face",
+}
+_MARKERS = {"w8a8": "o", "fp32": "s", "fp16": "^", "w8a32": "D"}
+# Where a name may stand, in points from its mark: across, up, and which of its ends is there.
+_BESIDE = (
+    *((across, up, "left") for across, up in ((7, 6), (7, -6), (0, 12), (0, -12), (9, 16), (9, -16))),
+    *((across, up, "right") for across, up in ((-7, 6), (-7, -6), (0, 12), (0, -12), (-9, 16), (-9, -16))),
+)
+_PANEL, _GAP, _FOOT = 150, 34, 42
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One file of a sweep, or a student that gave none.
+
+    Attributes:
+        student: Its backbone.
+        width: Factor on its channel counts.
+        input_px: Side of its input.
+        precision: Of the file.
+        state: DONE, REFUSED or FAILED.
+        reason: Why there is no file; "" where there is one.
+        file: Where it lies.
+        metrics: Task to its metrics, as edgeface.metrics.score gives them.
+        costs: Name of a cost to its value; None where it is not known.
+        front: Task to whether no other file is better at it and as cheap, or as good and cheaper.
+        on_front: The same over all objectives at once.
+        seconds: Spent on the student this file was built from, training included.
+    """
+
+    student: str
+    width: float
+    input_px: int
+    precision: str
+    state: str
+    reason: str = ""
+    file: str = ""
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    costs: Mapping[str, float | None] = field(default_factory=dict)
+    front: Mapping[str, bool] = field(default_factory=dict)
+    on_front: bool = False
+    seconds: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """ "edge_s ×0.5 48 px"."""
+        return f"{self.student} ×{self.width:g} {self.input_px} px"
+
+
+def non_dominated(costs: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which rows no other row beats: none is at most as large everywhere and smaller somewhere.
+
+    Args:
+        costs: (N, M), smaller is better. A row with a value that is not finite is neither on the front nor beats any.
+
+    Returns:
+        (N,); of equal rows all or none.
+
+    Source:
+        Kung, Luccio, Preparata, On finding the maxima of a set of vectors, JACM 22(4), 1975: in lexicographic order a
+        row can only be beaten by an earlier one. Takes as many passes as there are rows on the front.
+    """
+    found = np.zeros(len(costs), bool)
+    left = np.flatnonzero(np.isfinite(costs).all(axis=1))
+    left = left[np.lexsort(costs[left].T[::-1])]
+    while left.size:
+        first = costs[left[0]]
+        found[left[(costs[left] == first).all(axis=1)]] = True
+        left = left[(costs[left] < first).any(axis=1)]
+    return found
+
+
+def objective(candidate: Candidate, task: str, metric: str) -> float:
+    """A task's metric as something to make small, 1 less an accuracy or correlation; NaN where there is none."""
+    value = candidate.metrics.get(task, {}).get(metric)
+    if value is None:
+        return float("nan")
+    return value if lower_is_better(metric) else 1.0 - value
+
+
+def with_fronts(candidates: Sequence[Candidate], *, tasks: Mapping[str, str], cost: str) -> list[Candidate]:
+    """Candidates marked where they stand on a front.
+
+    Args:
+        candidates: Of one sweep.
+        tasks: Task to its main metric.
+        cost: One of COST_TITLES.
+    """
+    from dataclasses import replace
+
+    if not candidates:
+        return []
+    errors = np.array([[objective(each, task, metric) for task, metric in tasks.items()] for each in candidates])
+    spent = np.array([[_or_nan(each.costs.get(cost))] for each in candidates])
+    whole = non_dominated(np.hstack([errors, spent]))
+    single = [non_dominated(np.hstack([errors[:, place : place + 1], spent])) for place in range(len(tasks))]
+    return [
+        replace(
+            each,
+            on_front=bool(whole[row]),
+            front={task: bool(marks[row]) for task, marks in zip(tasks, single, strict=True)},
+        )
+        for row, each in enumerate(candidates)
+    ]
+
+
+def pareto_chart(
+    candidates: Sequence[Candidate],
+    *,
+    tasks: Mapping[str, str],
+    cost: str,
+    teacher: Mapping[str, Mapping[str, float]] | None = None,
+) -> Plot | None:
+    """A panel per task over one logarithmic cost axis; the front of each panel is a line with names, the rest pale.
+
+    Args:
+        candidates: From `with_fronts`.
+        tasks: Task to its main metric.
+        cost: One of COST_TITLES.
+        teacher: Task to its metrics of the teacher, drawn as a dashed line.
+
+    Returns:
+        None when no candidate has both a metric and a cost.
+    """
+    drawn = [each for each in candidates if each.state == DONE and (each.costs.get(cost) or 0) > 0]
+    tasks = {
+        task: metric for task, metric in tasks.items() if any(metric in each.metrics.get(task, {}) for each in drawn)
+    }
+    if not drawn or not tasks:
+        return None
+    students = list(dict.fromkeys(each.student for each in drawn))
+    precisions = list(dict.fromkeys(each.precision for each in drawn))
+    colours = {student: SERIES[place % len(SERIES)] for place, student in enumerate(students)}
+    title = f"Accuracy against {COST_TITLES[cost]}"
+    with _style():
+        names = [*students, *(precisions if len(precisions) > 1 else ()), *(("teacher",) if teacher else ())]
+        head = 17 * len(_legend_rows(names)) + 4
+        height = head + len(tasks) * (_PANEL + _GAP) + _FOOT - 10
+        figure = _figure(height)
+        for place, (task, metric) in enumerate(tasks.items()):
+            top = head + _GAP - 8 + place * (_PANEL + _GAP)
+            axes = figure.add_axes((52 / WIDTH, 1 - (top + _PANEL) / height, (WIDTH - 72) / WIDTH, _PANEL / height))
+            _panel(axes, drawn, task=task, metric=metric, cost=cost, colours=colours, teacher=teacher or {})
+            if place < len(tasks) - 1:
+                axes.tick_params(labelbottom=False)
+            else:
+                axes.set_xlabel(COST_TITLES[cost])
+        _legend(figure, names, _handles(students, precisions, colours, teacher=bool(teacher)))
+    best = [
+        f"{task}: "
+        + ", ".join(each.name for each in sorted(drawn, key=lambda one: one.costs[cost] or 0) if each.front[task])
+        for task in tasks
+    ]
+    return Plot(name="pareto", title=title, words=f"{title}. On the front of {'; of '.join(best)}", figure=figure)
+
+
+def _panel(
+    axes: Axes,
+    drawn: Sequence[Candidate],
+    *,
+    task: str,
+    metric: str,
+    cost: str,
+    colours: Mapping[str, str],
+    teacher: Mapping[str, Mapping[str, float]],
+) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+
+    shown = sorted((each for each in drawn if metric in each.metrics.get(task, {})), key=lambda one: _cost(one, cost))
+    lower = lower_is_better(metric)
+    ends = [each for each in shown if each.front[task]]
+    if ends:
+        x = [_cost(each, cost) for each in ends]
+        y = [table.scaled(metric, each.metrics[task][metric]) for each in ends]
+        # A step: between two files of the front nothing better than the cheaper one is known.
+        axes.step(x, y, where="post", color=light("soft"), linewidth=1.2, zorder=1)
+    for each in shown:
+        value = table.scaled(metric, each.metrics[task][metric])
+        on_front = each.front[task]
+        axes.plot(
+            _cost(each, cost),
+            value,
+            marker=_MARKERS.get(each.precision, "o"),
+            markersize=7 if on_front else 5,
+            color=light(colours[each.student]),
+            alpha=1.0 if on_front else 0.45,
+            markeredgewidth=0,
+            linestyle="",
+            clip_on=False,
+            zorder=3 if on_front else 2,
+            gid=f"tip {each.name} {each.precision}: {value:.2f} at {_short(_cost(each, cost))}",
+        )
+    if metric in teacher.get(task, {}):
+        axes.axhline(table.scaled(metric, teacher[task][metric]), color=light("teacher"), linewidth=1.2, linestyle="--")
+    costs = [_cost(each, cost) for each in drawn]
+    axes.set_xscale("log")
+    axes.set_xlim(min(costs) * 0.8, max(costs) * 1.3)
+    axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if max(costs) < 200 * min(costs) else (1,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _thousands(value)))
+    axes.xaxis.set_minor_locator(LogLocator(10, subs=()))
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.grid(True, axis="x")
+    axes.margins(y=0.2)
+    if lower:
+        axes.invert_yaxis()
+    _names(axes, ends, others=shown, task=task, metric=metric, cost=cost)
+    words = f"{table.title(metric)}{' (axis reversed)' if lower else ''}"
+    for text, x_place, side, colour, weight in (
+        (task, 0, "left", "ink", "bold"),
+        (words, 1, "right", "soft", "normal"),
+    ):
+        axes.annotate(
+            text,
+            (x_place, 1),
+            xytext=(0, 5),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            ha=side,
+            color=light(colour),
+            weight=weight,
+        )
+
+
+def _names(
+    axes: Axes, ends: Sequence[Candidate], *, others: Sequence[Candidate], task: str, metric: str, cost: str
+) -> None:
+    """Names of the files on the front, each beside its point where it covers neither a point nor another name."""
+    from matplotlib.transforms import Bbox
+
+    figure: Any = axes.figure
+    figure.draw_without_rendering()  # limits and transforms settle only then
+    box = axes.get_window_extent()
+
+    def place(each: Candidate) -> tuple[float, float]:
+        return _cost(each, cost), table.scaled(metric, each.metrics[task][metric])
+
+    spots = [axes.transData.transform(place(each)) for each in others]
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in spots]
+    for each in ends:
+        for across, up, side in _BESIDE:
+            label = axes.annotate(
+                f"{each.name}{'' if len({one.precision for one in others}) == 1 else f' {each.precision}'}",
+                place(each),
+                xytext=(across, up),
+                textcoords="offset points",
+                ha=side,
+                va="center",
+                size=TEXT - 2.5,
+                color=light("ink"),
+                zorder=4,
+            )
+            extent = label.get_window_extent()
+            inside = (
+                box.x0 - 8 <= extent.x0 and extent.x1 <= box.x1 + 12 and box.y0 <= extent.y0 and extent.y1 <= box.y1
+            )
+            if inside and not any(extent.overlaps(other) for other in taken):
+                taken.append(extent)
+                break
+            label.remove()  # where there is no room, its tip in the page and its row in the table still tell
+
+
+def _handles(
+    students: Sequence[str], precisions: Sequence[str], colours: Mapping[str, str], *, teacher: bool
+) -> list[Artist]:
+    from matplotlib.lines import Line2D
+
+    found: list[Artist] = [Line2D([], [], marker="o", linestyle="", color=light(colours[each])) for each in students]
+    if len(precisions) > 1:
+        found += [
+            Line2D([], [], marker=_MARKERS.get(each, "o"), linestyle="", color=light("soft"), markerfacecolor="none")
+            for each in precisions
+        ]
+    if teacher:
+        found.append(Line2D([], [], color=light("teacher"), linestyle="--"))
+    return found
+
+
+def _legend(figure: Any, names: Sequence[str], handles: Sequence[Artist]) -> None:
+    from edgeface.report.plots import _legend_above
+
+    _legend_above(figure, names, handles)
+
+
+def csv_text(candidates: Sequence[Candidate], *, tasks: Mapping[str, str]) -> str:
+    """All candidates as CSV, every metric of every task in a column of its own; shares in 0 to 1."""
+    columns = list(
+        dict.fromkeys(
+            f"{task}.{metric}" for each in candidates for task, found in each.metrics.items() for metric in found
+        )
+    )
+    costs = list(COST_TITLES)
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    head = ["student", "width", "input_px", "precision", "state", "front"]
+    writer.writerow([*head, *(f"front.{task}" for task in tasks), *costs, *columns, "seconds", "file", "reason"])
+    for each in candidates:
+        values = [each.metrics.get(task, {}).get(metric, "") for task, _, metric in (c.partition(".") for c in columns)]
+        writer.writerow(
+            [
+                each.student,
+                f"{each.width:g}",
+                each.input_px,
+                each.precision,
+                each.state,
+                int(each.on_front),
+                *(int(each.front.get(task, False)) for task in tasks),
+                *("" if each.costs.get(name) is None else f"{each.costs[name]:.6g}" for name in costs),
+                *(value if isinstance(value, str | int) else f"{value:.6g}" for value in values),
+                f"{each.seconds:.1f}",
+                each.file,
+                each.reason,
+            ]
+        )
+    return stream.getvalue()
+
+
+def page(
+    candidates: Sequence[Candidate],
+    *,
+    name: str,
+    tasks: Mapping[str, str],
+    cost: str,
+    source: Mapping[str, str],
+    chart: Plot | None,
+    teacher: Mapping[str, Mapping[str, float]] | None = None,
+    conditions: str = "",
+    recipe: str = "",
+) -> str:
+    """One self-contained page of a sweep: its chart, every file in a table, and what was refused.
+
+    Args:
+        candidates: From `with_fronts`.
+        name: Of the recipe.
+        tasks: Task to its main metric.
+        cost: One of COST_TITLES.
+        source: Task to the validation faces it was scored on.
+        chart: From `pareto_chart`.
+        teacher: Task to its metrics of the teacher.
+        conditions: Where and how times were taken.
+        recipe: As TOML.
+    """
+    import jinja2
+    from markupsafe import Markup
+
+    text = files("edgeface.report").joinpath("sweep.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    done = [each for each in candidates if each.state == DONE]
+    return environment.from_string(text).render(
+        name=name,
+        light={variable: value for variable, (value, _) in COLOURS.items()},
+        dark={variable: value for variable, (_, value) in COLOURS.items()},
+        chart={"title": chart.title, "svg": Markup(chart.svg())} if chart else None,
+        tasks=[(task, table.title(metric), source.get(task, "")) for task, metric in tasks.items()],
+        rows=[
+            {
+                "name": each.name,
+                "precision": each.precision,
+                "front": each.on_front,
+                "cells": [
+                    (table.shown(metric, each.metrics.get(task, {}).get(metric)), each.front.get(task, False))
+                    for task, metric in tasks.items()
+                ],
+                "costs": [shown_cost(key, each.costs.get(key)) for key in COST_TITLES],
+            }
+            for each in sorted(done, key=lambda one: _or_inf(one.costs.get(cost)))
+        ],
+        teacher=None
+        if teacher is None
+        else [table.shown(metric, teacher.get(task, {}).get(metric)) for task, metric in tasks.items()],
+        costs=[COST_HEADS[key] for key in COST_TITLES],
+        others=[(each.name, each.state, each.reason) for each in candidates if each.state != DONE],
+        on_front=sum(each.on_front for each in done),
+        conditions=conditions,
+        recipe=recipe,
+    )
+
+
+COST_HEADS = {"latency_ms": "ms", "size_bytes": "KiB", "macs": "MMAC"}
+
+
+def shown_cost(key: str, value: float | None) -> str:
+    """A cost in the unit of COST_HEADS; "-" when it is not known."""
+    if value is None:
+        return "-"
+    return {"latency_ms": f"{value:.3f}", "size_bytes": f"{value / 1024:.0f}", "macs": f"{value / 1e6:.1f}"}[key]
+
+
+def _cost(candidate: Candidate, cost: str) -> float:
+    return float(candidate.costs[cost] or 0.0)
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _or_inf(value: float | None) -> float:
+    return float("inf") if value is None else float(value)
+
+
+def _thousands(value: float) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"

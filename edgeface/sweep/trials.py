@@ -1,0 +1,339 @@
+"""One trial of a sweep: a student distilled, quantized, built, scored and timed.
+
+What it gave stands in its result.json, written last and whole; a trial without one is begun, or goes on from its step
+checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeface.errors import BudgetError, ConfigError, DataError, ModelError, UnsupportedError
+from edgeface.files import read_json, sha256_json, write_json
+from edgeface.report.pareto import DONE, FAILED, REFUSED, Candidate
+from edgeface.specs import Recipe, StudentSpec, SweepSpec
+
+if TYPE_CHECKING:
+    from distill.stages import TrainingData
+    from edgeface.cli.supervision import Supervision
+    from edgeface.evaluate import Runner
+
+RESULT = "result.json"
+TRIALS = "trials"
+TIMED_RUNS = 200  # timed runs of each file: seconds in all, and enough for a median
+_FORMAT = 1  # raise it when result.json holds something else
+
+
+@dataclass(frozen=True, kw_only=True)
+class Combination:
+    """One point of the table that is swept: what takes the place of `student.network`."""
+
+    student: str
+    width: float
+    input_px: int
+
+    @property
+    def label(self) -> str:
+        """Fit for a folder's name."""
+        return f"{self.student}-w{self.width:g}-{self.input_px}px"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What all trials of a sweep share.
+
+    Attributes:
+        recipe: Resolved, its sweep table included.
+        folder: Of the sweep.
+        data: What every trial is trained and validated on.
+        guide: The one teacher.
+        tasks: Objectives.
+        val_hash: Digest of the validation faces.
+    """
+
+    recipe: Recipe
+    folder: Path
+    data: TrainingData
+    guide: Supervision
+    tasks: tuple[str, ...]
+    val_hash: str
+
+
+def combinations(recipe: Recipe) -> list[Combination]:
+    """Every combination of a recipe's table, the last list changing fastest.
+
+    Raises:
+        ConfigError: There is nothing to sweep over.
+    """
+    table, own = recipe.sweep, recipe.student.network
+    if not (table.students or table.widths or table.inputs or len(table.precisions) > 1):
+        raise ConfigError(
+            "nothing to sweep over",
+            expected="a list in [sweep]: students, widths, inputs or precisions",
+            where="sweep",
+            do="Write the table, or try one: --set 'sweep.widths=[0.5, 1.0]'",
+        )
+    axes = (table.students or (own.backbone,), table.widths or (own.width,), table.inputs or (own.input_px,))
+    return [Combination(student=s, width=float(w), input_px=px) for s, w, px in product(*axes)]
+
+
+def trial_recipe(recipe: Recipe, combination: Combination) -> Recipe:
+    """The recipe of a trial, an ordinary one that `edgeface distill` could run too.
+
+    Raises:
+        ConfigError: No student can be like this.
+    """
+    own = recipe.student
+    network = replace(own.network, backbone=combination.student, width=combination.width, input_px=combination.input_px)
+    train = replace(own.train, epochs=recipe.sweep.epochs) if recipe.sweep.epochs else own.train
+    return replace(
+        recipe,
+        name=f"{recipe.name}-{combination.label}",
+        student=replace(own, network=network, train=train),
+        students=(),
+        budget={},
+        sweep=SweepSpec(),
+    )
+
+
+def trial_folder(setting: Setting, combination: Combination) -> Path:
+    """Where a trial lies: its label, and a digest of all that its weights depend on."""
+    return setting.folder / TRIALS / f"{combination.label}-{_training_key(setting, combination)[:8]}"
+
+
+def trial_key(setting: Setting, combination: Combination) -> str:
+    """Digest of everything that a trial's result depends on, but for the machine."""
+    table = setting.recipe.sweep
+    return sha256_json(
+        {
+            "format": _FORMAT,
+            "training": _training_key(setting, combination),
+            "val": setting.val_hash,
+            "target": table.target,
+            "precisions": list(table.precisions),
+        }
+    )
+
+
+def _training_key(setting: Setting, combination: Combination) -> str:
+    """Digest of a trial's weights, out of what the digests of its stages are made of."""
+    from distill.stages import chosen, stage_key
+    from edgeface.config import to_plain
+
+    try:
+        recipe = trial_recipe(setting.recipe, combination)
+    except ConfigError as error:
+        return sha256_json([combination.label, str(error)])
+    student, qat = recipe.student, recipe.qat
+    keys = [
+        stage_key(stage, recipe, setting.data, network=student.network, spec=train)
+        for stage, train in (("student", student.train), ("qat", qat.train))
+    ]
+    usual = StudentSpec()
+    # What was left as it was is not in it, so that a key that recipes get later changes no digest.
+    choices = {
+        name: to_plain(getattr(student, name))
+        for name in ("transfer", "balancer", "stopping")
+        if getattr(student, name) != getattr(usual, name)
+    }
+    teacher, answers = setting.guide.teacher, setting.guide.answers
+    return sha256_json(
+        {
+            "stages": keys,
+            "distill": chosen(recipe.distill),
+            "qat": {name: value for name, value in to_plain(qat).items() if name != "train"},
+            "map": dict(recipe.teacher.map),
+            **choices,
+            "taught": ["" if teacher is None else teacher.sha256, "" if answers is None else answers.sha256],
+        }
+    )
+
+
+def read_result(setting: Setting, combination: Combination) -> dict[str, Any] | None:
+    """What a finished trial gave; None while it is not finished, or was for other precisions or faces."""
+    path = trial_folder(setting, combination) / RESULT
+    try:
+        found = read_json(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, json.JSONDecodeError) as error:
+        raise ModelError(
+            f"cannot be read ({error})",
+            expected="the result of a trial",
+            where=str(path),
+            do="Delete it: it is made again",
+        ) from error
+    return found if isinstance(found, dict) and found.get("key") == trial_key(setting, combination) else None
+
+
+def run_trial(setting: Setting, combination: Combination) -> dict[str, Any]:
+    """Carry a trial out, from wherever it was left, and write its result.
+
+    Returns:
+        The result: state DONE with its files; REFUSED where no network, int8 form or file can be made of this
+        combination; FAILED where training or a file did not hold what it must.
+
+    Raises:
+        InterruptedRun: Ctrl-C.
+        EdgefaceError: What is no fault of this combination: a full disk, a missing tool-kit.
+    """
+    folder = trial_folder(setting, combination)
+    state, reason, done = DONE, "", {}
+    try:
+        recipe = trial_recipe(setting.recipe, combination)
+        _check(recipe, setting)
+        done = _carry_out(recipe, setting, folder)
+    except (ConfigError, UnsupportedError) as error:
+        state, reason = REFUSED, str(error)
+    except (BudgetError, DataError) as error:
+        state, reason = FAILED, str(error)
+    result = {
+        "schema": 1,
+        "key": trial_key(setting, combination),
+        "student": combination.student,
+        "width": combination.width,
+        "input_px": combination.input_px,
+        "state": state,
+        "reason": reason,
+        "machine": _machine(),
+        **done,
+    }
+    write_json(folder / RESULT, result)
+    return result
+
+
+def _check(recipe: Recipe, setting: Setting) -> None:
+    """Refuse before training what training or building would refuse after it."""
+    from edgeface.models.network import build_network, model_spec
+    from quantize.graph import trace
+    from quantize.qat import prepare
+
+    model = model_spec(recipe.student.network, tuple(setting.data.outputs.values()))
+    network = build_network(recipe.student.network, model).eval()
+    if "w8a8" in setting.recipe.sweep.precisions:
+        prepare(network, recipe.qat)
+    else:
+        trace(network)
+
+
+def _carry_out(recipe: Recipe, setting: Setting, folder: Path) -> dict[str, Any]:
+    from distill.stages import train_student
+    from edgeface.cli.distill import stage_bars
+    from edgeface.cli.supervision import supervision
+    from edgeface.config import dump_recipe
+    from edgeface.runs import begin
+    from quantize.stage import train_qat
+    from targets.build import build
+
+    table = setting.recipe.sweep
+    begin(folder, dump_recipe(recipe))
+    _link_guide(setting, folder)
+    with stage_bars() as bars:
+        guide = supervision(recipe, setting.data, folder, until=None, bars=bars)
+        checkpoint = student = train_student(
+            recipe,
+            setting.data,
+            folder / "student",
+            teacher=guide.teacher,
+            answers=guide.answers,
+            report=bars.stage("student", recipe.name),
+        )
+        seconds = float(student.manifest["training"]["seconds"])
+        if "w8a8" in table.precisions:
+            checkpoint = train_qat(
+                recipe,
+                setting.data,
+                folder / "qat",
+                student=student,
+                teacher=guide.teacher,
+                answers=guide.answers,
+                report=bars.stage("qat", recipe.name),
+            )
+            seconds += float(checkpoint.manifest["training"]["seconds"])
+    bundle = build(folder, target=table.target, precisions=table.precisions, out=folder / "out")
+    return {"seconds": seconds, "checkpoint": checkpoint.sha256, "files": _files(setting, folder, bundle)}
+
+
+def _link_guide(setting: Setting, folder: Path) -> None:
+    """Put the sweep's teacher, and what else teaches, into a trial."""
+    for stage in ("teacher", "forest", "answers"):
+        own, link = setting.folder / stage, folder / stage
+        if own.is_dir() and not link.exists() and not link.is_symlink():
+            link.symlink_to(Path("..", "..", stage))
+
+
+def _files(setting: Setting, folder: Path, bundle: Path) -> list[dict[str, Any]]:
+    from targets.bench import bench
+    from targets.runners import open_model
+
+    precisions = setting.recipe.sweep.precisions
+    manifest = read_json(bundle / "manifest.json")["files"]
+    named = {entry["precision"]: name for name, entry in manifest.items()}
+    timed = bench([(str(bundle), None, precision) for precision in precisions], threads=1, runs=TIMED_RUNS)
+    rows = []
+    for precision, row in zip(precisions, timed.rows, strict=True):
+        scored = score_on_val(open_model(bundle, precision=precision), setting)
+        rows.append(
+            {
+                "precision": precision,
+                "file": str((bundle / named[precision]).relative_to(folder)),
+                "sha256": manifest[named[precision]].get("sha256", ""),
+                "runtime": row.runtime,
+                "latency_ms": row.median_ms,
+                "size_bytes": row.size_bytes,
+                "macs": row.macs,
+                "tasks": scored,
+            }
+        )
+    return rows
+
+
+def score_on_val(runner: Runner, setting: Setting) -> dict[str, dict[str, float]]:
+    """A model's metrics on the recipe's validation faces: of each task, on the first source that labels it."""
+    from edgeface.evaluate import evaluate
+    from edgeface.metrics import main_metric
+    from edgeface.tasks import TASKS
+
+    found: dict[str, dict[str, float]] = {}
+    for pack in setting.data.validation(runner.spec.input_px):
+        for task, scores in evaluate(runner, pack).tasks.items():
+            if main_metric(TASKS[task], scores) in scores:
+                found.setdefault(task, {name: float(value) for name, value in scores.items()})
+    return found
+
+
+def candidates(setting: Setting, combination: Combination, result: Mapping[str, Any]) -> list[Candidate]:
+    """The files of a finished trial, or the one row that says why there are none."""
+    shared: dict[str, Any] = {
+        "student": combination.student,
+        "width": combination.width,
+        "input_px": combination.input_px,
+        "state": result["state"],
+        "reason": result["reason"],
+    }
+    if result["state"] != DONE:
+        return [Candidate(**shared, precision="")]
+    folder = trial_folder(setting, combination).relative_to(setting.folder)
+    return [
+        Candidate(
+            **shared,
+            precision=file["precision"],
+            file=str(folder / file["file"]),
+            metrics=file["tasks"],
+            costs={name: file[name] for name in ("latency_ms", "size_bytes", "macs")},
+            seconds=result["seconds"],
+        )
+        for file in result["files"]
+    ]
+
+
+def _machine() -> dict[str, object]:
+    from edgeface.provenance import cpu
+
+    return {"host": platform.node(), **cpu()}
