@@ -169,7 +169,7 @@ def _refuse_faults(table: Table, *, where: Path) -> None:
     named = {name for relation in table.relations for name in (relation.better, relation.than)} | {table.against} - {""}
     faults = [f"{name!r} is no row" for name in sorted(named - set(rows))]
     faults += [f"{r.column!r} is no column" for r in table.relations if r.column not in (*table.columns, "all")]
-    faults += [f"{row.stage!r} is no stage" for row in table.rows if row.stage not in ("", *STAGES)]
+    faults += [f"{row.stage!r} is no stage" for row in table.rows if row.stage not in ("", "forest", *STAGES)]
     first, *others = [{**_keys(essence(load_recipe(name)))} for name in dict.fromkeys(rows)]
     allowed = ("name", "summary", *table.varies)
     for name, other in zip(list(dict.fromkeys(rows))[1:], others, strict=True):
@@ -247,7 +247,7 @@ class Identities:
         plain = essence(recipe)
         plain.pop("summary", None)
         begun = {key: self.key(start) for key, start in starts(recipe).items()}
-        px = (recipe.teacher if training.stage == "teacher" else recipe.student).network.input_px
+        px = (recipe.teacher if training.stage in ("teacher", "forest") else recipe.student).network.input_px
         data = {source: self._hash(source, recipe.data.pack_px, recipe.data.margin) for source in recipe.data.train}
         data |= {source: self._hash(source, px, 1.0) for source in (*recipe.data.val, *recipe.data.test)}
         return sha256_json({"format": FORMAT, "stage": training.stage, "recipe": plain, "starts": begun, "data": data})
@@ -290,7 +290,7 @@ def train(training: Training, *, key: str, runs: Path) -> Record:
     _clear_if_other(folder, recipe)
     whole = not folder.exists()
     began = time.process_time()
-    until = None if training.stage == "qat" else training.stage
+    until = {"qat": None, "forest": "teacher"}.get(training.stage, training.stage)  # forests grow with their teacher
     outcome: Record = {"outcome": "MEASURED", "reason": ""}
     torch.set_num_threads(recipe.threads)
     try:
@@ -351,7 +351,7 @@ def _scored(recipe: Recipe, folder: Path) -> Record:
     from edgeface.models.runner import TorchRunner
     from targets.runners import open_model
 
-    checkpoint = load_checkpoint(folder)
+    checkpoint = load_checkpoint(folder.parent / "teacher" if folder.name == "forest" else folder)
     model, root = checkpoint.model, data_root()
     begun = build_network(checkpoint.network, model, seed=recipe.seed)
     # Rows under weighted or focal losses are held to the plain one, as their neighbours are.
@@ -373,7 +373,7 @@ def _scored(recipe: Recipe, folder: Path) -> Record:
         return found
 
     runner = open_model(folder)
-    curve = folder / "curve.csv"
+    curve = checkpoint.folder / "curve.csv"
     return {
         "steps": checkpoint.manifest["training"]["steps"],
         "samples": checkpoint.manifest["training"]["samples"],
