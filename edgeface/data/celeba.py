@@ -24,16 +24,27 @@ the people are known. Published splits share no person.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from edgeface.data.corpus import Corpus
 from edgeface.data.images import read_size
-from edgeface.data.listing import TRAIN_PARTS, Face, Row, Terms, check_split, first_there, gather, in_part, read_lines
+from edgeface.data.listing import (
+    TRAIN_PARTS,
+    Face,
+    Row,
+    Terms,
+    check_split,
+    first_there,
+    gather,
+    in_part,
+    read_lines,
+    table_lines,
+)
 from edgeface.data.mtfl import CROP_OVER_EXTENT
-from edgeface.data.points import usual_crop
+from edgeface.data.points import Points, usual_crop
 from edgeface.errors import DataError
 from edgeface.tasks import CELEBA_ATTRIBUTES, TASKS
 
@@ -81,17 +92,17 @@ def read(
     """
     check_split(split, SPLITS, source=source)
     attributes = _list_with_names(path, "list_attr_celeba.txt", CELEBA_ATTRIBUTES, source=source)
-    parts = _by_file(_list(path, "Eval", "list_eval_partition.txt", "part", source=source))
-    people: Mapping[str, Row] = {}
+    parts = _list(path, "Eval", "list_eval_partition.txt", source=source)
+    people: Mapping[str, str] = {}
     if first_there(path, ("Anno/identity_CelebA.txt", "identity_CelebA.txt")).is_file():
-        people = _by_file(_list(path, "Anno", "identity_CelebA.txt", "person", source=source))
+        people = _list(path, "Anno", "identity_CelebA.txt", source=source)
     name = "list_landmarks_align_celeba.txt"
-    points: Mapping[str, Row] = {}
+    points: Mapping[str, Points | DataError] = {}
     crop = CROP
     if first_there(path, (f"Anno/{name}", name)).is_file():
-        points = _by_file(_list_with_names(path, name, _POINTS, source=source))
-        train = [row for key, row in points.items() if key in parts and parts[key]["part"] == "0" and not row.broken]
-        x, y, side = usual_crop([row.numbers(_POINTS).reshape(5, 2) for row in train[:2000]])
+        points = {row.cells["file"]: _five(row) for row in _list_with_names(path, name, _POINTS, source=source)}
+        train = [five for key, five in points.items() if parts.get(key) == "0" and not isinstance(five, DataError)]
+        x, y, side = usual_crop(train)
         crop = (x / WIDTH, y / HEIGHT, side / WIDTH)
     folder = first_there(path, ("Img/img_align_celeba", "img_align_celeba")).relative_to(path).as_posix()
 
@@ -99,9 +110,11 @@ def read(
         file = row.path("file")
         if file not in parts:
             raise row.fault(f"in no part: {file!r}", expected="a line of list_eval_partition.txt")
-        if parts[file].one_of("part", ("0", "1", "2")) != _CODES[split]:
+        if parts[file] not in ("0", "1", "2"):
+            raise row.fault(f"wrong part: {parts[file]!r}", expected="0, 1 or 2")
+        if parts[file] != _CODES[split]:
             return None
-        person = people[file]["person"] if file in people else ""
+        person = people.get(file, "")
         if _CODES[split] == "0" and not in_part(person or file, split):
             return None
         yes = [row.one_of(name, ("1", "-1")) == "1" for name in CELEBA_ATTRIBUTES]
@@ -110,9 +123,10 @@ def read(
             index = TASKS[task].classes.index(positive)
             labels[task] = index if yes[CELEBA_ATTRIBUTES.index(attribute)] else 1 - index
         if file in points:
-            if points[file].broken:
-                raise points[file].fault(points[file].broken, expected="a name and ten numbers")
-            labels["landmarks5"] = points[file].numbers(_POINTS).reshape(5, 2) / (WIDTH, HEIGHT)
+            five = points[file]
+            if isinstance(five, DataError):
+                raise five
+            labels["landmarks5"] = five / (WIDTH, HEIGHT)
         return Face(key=f"{folder}/{file}", crop=crop, labels=labels, person=person)
 
     own = tuple(task for task, _ in OWN_TASKS.values())
@@ -130,33 +144,42 @@ def read(
     )
 
 
-def _list(path: Path, folder: str, name: str, column: str, *, source: str) -> list[Row]:
+def _list(path: Path, folder: str, name: str, *, source: str) -> dict[str, str]:
+    """File to the one word that a list has for it; "" where its line is broken."""
     listing = first_there(path, (f"{folder}/{name}", name))
-    return read_lines(listing, ("file", column), source=source, layout=_LAYOUT)
+    rows = read_lines(listing, ("file", "word"), source=source, layout=_LAYOUT)
+    return {row.cells["file"]: "" if row.broken else row.cells["word"] for row in rows}
 
 
-def _list_with_names(path: Path, name: str, columns: tuple[str, ...], *, source: str) -> list[Row]:
+def _five(row: Row) -> Points | DataError:
+    """(5, 2) in pixels, or what is wrong with the line; that is told when its face is asked for."""
+    try:
+        if row.broken:
+            raise row.fault(row.broken, expected="a name and ten numbers")
+        return row.numbers(_POINTS).reshape(5, 2)
+    except DataError as error:
+        return error
+
+
+def _list_with_names(path: Path, name: str, columns: tuple[str, ...], *, source: str) -> Iterator[Row]:
     """Rows of a list that begins with their number and the names of its columns."""
     listing = first_there(path, (f"Anno/{name}", name))
     rows = read_lines(listing, ("file", *columns), source=source, layout=_LAYOUT, skip=2)
-    with listing.open(encoding="utf-8-sig") as file:
-        count, names = file.readline().strip(), tuple(file.readline().split())
+    lines = table_lines(listing)
+    count, names = next(lines, "").strip(), tuple(next(lines, "").split())
     if not count.isdecimal() or names != columns:
         raise DataError(
-            f"the first lines {count!r} and {' '.join(names[:3])!r} …",
+            f"the first lines {count[:40]!r} and {' '.join(names[:3])!r} …",
             expected=f"the number of pictures, and the {len(columns)} names that begin with {' '.join(columns[:3])!r}",
             where=f"{listing}:1",
             do="Use the corpus as published",
         )
-    if int(count) != len(rows):
+    pictures = sum(1 for line in lines if line.strip())
+    if int(count) != pictures:
         raise DataError(
-            f"{len(rows)} pictures",
+            f"{pictures} pictures",
             expected=f"{count}, as its first line says",
             where=str(listing),
             do="Fetch it again",
         )
     return rows
-
-
-def _by_file(rows: list[Row]) -> dict[str, Row]:
-    return {row.cells["file"]: row for row in rows}

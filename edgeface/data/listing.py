@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgeface import limits
 from edgeface.data.corpus import Corpus, is_validation, unlabelled
-from edgeface.data.images import read_image, read_size
+from edgeface.data.images import MISSING, read_image, read_size
 from edgeface.errors import DataError, UsageError
 from edgeface.files import read_limited
 from edgeface.tasks import TASKS
@@ -199,8 +199,10 @@ def first_there(path: Path, places: Sequence[str]) -> Path:
     return found[0] if found else path / places[0]
 
 
-def read_table(listing: Path, columns: Sequence[str], *, source: str, layout: str) -> list[Row]:
+def read_table(listing: Path, columns: Sequence[str], *, source: str, layout: str) -> Iterator[Row]:
     """Rows of a CSV file with a first line of column names; columns beside `columns` are kept and need no meaning.
+
+    Rows are read as they are asked for: of FER2013's, which hold the pictures, few fit into memory beside others.
 
     Args:
         listing: The file.
@@ -211,16 +213,16 @@ def read_table(listing: Path, columns: Sequence[str], *, source: str, layout: st
     Raises:
         DataError: The file is missing, is no text, or lacks a column.
     """
-    try:
-        reader = csv.reader(table_lines(listing), skipinitialspace=True)
-        names = [name.strip() for name in next(reader, [])]
-        rows = []
-        for cells in reader:
-            if cells:
-                padded = [*map(str.strip, cells), *[""] * (len(names) - len(cells))]
-                rows.append(Row(where=f"{listing}:{reader.line_num}", cells=dict(zip(names, padded, strict=False))))
-    except (OSError, ValueError, csv.Error) as error:
-        raise _unread(listing, error, source=source, layout=layout, expected="a UTF-8 CSV file") from None
+    reader = csv.reader(table_lines(listing), skipinitialspace=True)
+
+    def cells_of() -> Iterator[list[str]]:
+        try:
+            yield from reader
+        except (OSError, ValueError, csv.Error) as error:
+            raise _unread(listing, error, source=source, layout=layout, expected="a UTF-8 CSV file") from None
+
+    lines = cells_of()
+    names = [name.strip() for name in next(lines, [])]
     absent = [name for name in columns if name not in names]
     if absent:
         raise DataError(
@@ -229,11 +231,20 @@ def read_table(listing: Path, columns: Sequence[str], *, source: str, layout: st
             where=f"{listing}:1",
             do="Use the corpus as published",
         )
-    return rows
+    return (
+        Row(
+            where=f"{listing}:{reader.line_num}",
+            cells=dict(zip(names, [*map(str.strip, cells), *[""] * (len(names) - len(cells))], strict=False)),
+        )
+        for cells in lines
+        if cells
+    )
 
 
-def read_lines(listing: Path, columns: Sequence[str], *, source: str, layout: str, skip: int = 0) -> list[Row]:
+def read_lines(listing: Path, columns: Sequence[str], *, source: str, layout: str, skip: int = 0) -> Iterator[Row]:
     """Rows of a list without column names, its fields parted by blanks or tabs. A line with more or fewer is broken.
+
+    They are made as they are asked for.
 
     Args:
         listing: The file.
@@ -245,20 +256,17 @@ def read_lines(listing: Path, columns: Sequence[str], *, source: str, layout: st
     Raises:
         DataError: The file is missing or is no text.
     """
-    rows = []
-    for number, line in enumerate(_text(listing, source=source, layout=layout).splitlines(), start=1):
-        words = line.split()
-        if number <= skip or not words:
-            continue
+    lines = _text(listing, source=source, layout=layout).splitlines()
+
+    def row(number: int, words: list[str]) -> Row:
         kind = "short" if len(words) < len(columns) else "long"
-        rows.append(
-            Row(
-                where=f"{listing}:{number}",
-                cells=dict(zip(columns, words, strict=False)),
-                broken="" if len(words) == len(columns) else f"{kind} line: {len(words)} fields, not {len(columns)}",
-            )
+        return Row(
+            where=f"{listing}:{number}",
+            cells=dict(zip(columns, words, strict=False)),
+            broken="" if len(words) == len(columns) else f"{kind} line: {len(words)} fields, not {len(columns)}",
         )
-    return rows
+
+    return (row(number, line.split()) for number, line in enumerate(lines, start=1) if number > skip and line.strip())
 
 
 def table_lines(listing: Path) -> Iterator[str]:
@@ -337,7 +345,7 @@ def _unread(listing: Path, error: Exception, *, source: str, layout: str, expect
 
 def gather(
     path: Path,
-    rows: Sequence[Row],
+    rows: Iterable[Row],
     parse: Callable[[Row], Face | LeftOut | None],
     *,
     terms: Terms,
@@ -459,7 +467,7 @@ def _stamp(
     try:
         width, height = size_of(file)
     except DataError as error:
-        reason = "unreadable picture" if file.is_file() else "missing picture"
+        reason = "missing picture" if error.found == MISSING else "unreadable picture"
         raise row.fault(f"{reason}: {file.name!r} ({error.found})", expected=error.expected) from None
     stat = file.stat()
     return width, height, f"{stat.st_size} {stat.st_mtime_ns}"

@@ -24,7 +24,7 @@ picture, to choose by.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -77,10 +77,9 @@ def read(
         UsageError: No such split.
     """
     check_split(split, SPLITS, source=source, why="Choose by @dev, and train on @fit meanwhile")
-    train = read_lines(_listing(path, "train"), _COLUMNS, source=source, layout=_LAYOUT)
     test = split == "test"
-    rows = read_lines(_listing(path, "test"), _COLUMNS, source=source, layout=_LAYOUT) if test else train
-    place = _usual_place(train)
+    place = _usual_place(read_lines(_listing(path, "train"), _COLUMNS, source=source, layout=_LAYOUT))
+    rows = read_lines(_listing(path, "test" if test else "train"), _COLUMNS, source=source, layout=_LAYOUT)
     faces: Counter[str] = Counter()
 
     def parse(row: Row) -> Face | None:
@@ -116,7 +115,7 @@ def _listing(path: Path, part: str) -> Path:
     return path / _LISTS / f"list_98pt_rect_attr_{part}.txt"
 
 
-def _usual_place(train: list[Row]) -> tuple[float, float, float]:
+def _usual_place(train: Iterable[Row]) -> tuple[float, float, float]:
     """Where the crop lies in the rectangle, in the median over the faultless lines of the training list."""
     boxes, faces = [], []
     for row in train:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,15 @@ def test_documented_crops_are_the_readers() -> None:
     crops = {"fairface": fairface.CROP, "ferplus": ferplus.CROP, "mebeauty": mebeauty.CROP, **london.CROPS}
     assert documented_crops() == crops
     assert documented_crops() != crops | {"ferplus": fairface.CROP}
+
+
+def test_every_corpus_is_documented_with_its_splits() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "faces.md").read_text(encoding="utf-8")
+    rows = {row[1].strip(" `"): row[5] for line in text.splitlines() if len(row := line.split("|")) == 8}
+    published = set(READERS) - {"folder", "synthetic"}
+    assert published <= set(rows)
+    for name in published:
+        splits = import_module(f"edgeface.data.{name}").SPLITS
+        plain = [split for split in splits if not split.startswith("fold")]
+        assert all(re.search(rf"\b{split}\b", rows[name]) for split in plain), name
+    assert not re.search(r"\bdevtest\b", rows["w300"])  # the twin
