@@ -91,6 +91,7 @@ class Relation:
         column: One of the table's columns, or "all" for the mean relative growth of their errors.
         better_stage: Where `better` stands in the table at several stages, which of them.
         than_stage: The same of `than`.
+        reason: Why it probably did not hold, where it did not.
     """
 
     says: str
@@ -100,6 +101,7 @@ class Relation:
     column: str
     better_stage: str = ""
     than_stage: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -450,9 +452,11 @@ class Found:
 
 
 def gather(table: Table, records: Sequence[Record]) -> Found:
-    """Which records make the table."""
-    by_training = {(record["recipe"], record["stage"], record["seed"]): record for record in records}
-    lengths = [record["steps"] for record in records if "steps" in record]
+    """Which of some records make the table."""
+    named = {(row.recipe, row.stage or table.stage) for row in table.rows}
+    own = [record for record in records if (record["recipe"], record["stage"]) in named]
+    by_training = {(record["recipe"], record["stage"], record["seed"]): record for record in own}
+    lengths = [record["steps"] for record in own if "steps" in record]
     steps = statistics.mode(lengths) if lengths else None
     good: dict[Key, dict[int, Record]] = {}
     refused: dict[tuple[str, str, int], str] = {}
@@ -573,14 +577,7 @@ def markdown(name: str, table: Table, records: Sequence[Record]) -> str:
         names = ", ".join(dict.fromkeys(f"`{one.recipe}`" for one in found.missing))
         state += f"; {len(found.missing)} are NOT_RUN ({names})"
     refused = [f"* `{recipe}`, {stage}, seed {seed}: {why}" for (recipe, stage, seed), why in found.refused.items()]
-    published = [
-        "| published | by | difference | verdict |",
-        "|---|---|---|---|",
-        *(
-            f"| {line['says']} | {line['source']} | {spread(line['gains'])} | {line['verdict']} |"
-            for line in judged(table, found)
-        ),
-    ]
+    published = published_table(judged(table, found))
     parts = [
         f"# {table.title}",
         table.about.strip(),
@@ -593,11 +590,50 @@ def markdown(name: str, table: Table, records: Sequence[Record]) -> str:
             [
                 "Difference: of the same seed on the reported faces, above 0 where the published row is the better "
                 "one. It held when it did with every seed.",
-                "\n".join(published),
+                published,
             ]
             if table.relations
             else []
         ),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def published_table(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Relations as `judged` gives them, one a row."""
+    heads = ["published", "by", "difference", "verdict"]
+    reasons = any(line["reason"] and line["verdict"] in ("did not hold", "undecided") for line in lines)
+    heads += ["likely reason"] if reasons else []
+    rows = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for line in lines:
+        cells = [line["says"], line["source"], spread(line["gains"]), line["verdict"]]
+        if reasons:
+            cells.append(line["reason"] if line["verdict"] in ("did not hold", "undecided") else "")
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def index(tables: Mapping[str, Table], records: Sequence[Record]) -> str:
+    """All tables on one page: how much of each is there, and which published relations held."""
+    lines = ["| table | trainings | held | did not hold | undecided | NOT_RUN |", "|---|---|---|---|---|---|"]
+    sections = []
+    for name, table in tables.items():
+        found = gather(table, records)
+        verdicts = judged(table, found)
+        good = sum(len(own) for own in found.good.values())
+        counts = [
+            sum(line["verdict"] == v for line in verdicts) for v in ("held", "did not hold", "undecided", "NOT_RUN")
+        ]
+        cells = [f"[{name}]({name}.md)", f"{good} of {len(table.rows) * len(table.seeds)}", *map(str, counts)]
+        lines.append("| " + " | ".join(cells) + " |")
+        if verdicts:
+            sections.append(f"## {table.title}\n\n{published_table(verdicts)}")
+    parts = [
+        "# Which published relations held",
+        "How the tables are made and repeated: [docs/tables.md](../../../docs/tables.md). A relation held when it did "
+        "with every seed, did not hold when the opposite came out with every seed, and is undecided in between.",
+        "\n".join(lines),
+        *sections,
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -692,6 +728,8 @@ def write_tables(tables: Mapping[str, Table], records: Sequence[Record], *, out:
         write_bytes(out / f"{name}.md", markdown(name, table, own).encode())
         if table.curves and any(found.good.values()):
             draw_curves(name, table, own, out=out)
+    everything = load_tables()
+    write_bytes(out / "README.md", index(everything, read_records(out)).encode())
 
 
 def left_over(

@@ -23,6 +23,7 @@ from benchmarks.tables import (
     Training,
     essence,
     gather,
+    index,
     judged,
     left_over,
     load_tables,
@@ -301,11 +302,39 @@ def test_a_relation_holds_when_it_does_with_every_seed(errors: tuple[float, ...]
     assert line["gains"] == pytest.approx([5.0 - error for error in errors])
 
 
+def test_a_reason_stands_beside_what_did_not_hold_alone() -> None:
+    relation = Relation(
+        says="b helps", source="s", better="b", than="a", column="landmarks5.nme_percent", reason="few faces"
+    )
+    one = table(relations=(relation,))
+    worse = [record("a"), record("a", seed=1), record("b", nme=6.0), record("b", seed=1, nme=6.0)]
+    assert "| b helps | s | -1.00 ± 0.00 | did not hold | few faces |" in index({"t": one}, worse)
+    better = [record("a"), record("a", seed=1), record("b", nme=4.0), record("b", seed=1, nme=4.0)]
+    assert "few faces" not in index({"t": one}, better)
+    assert "| [t](t.md) | 4 of 4 | 1 | 0 | 0 | 0 |" in index({"t": one}, better)
+
+
+def test_rows_of_other_tables_do_not_set_the_length() -> None:
+    others = [record("other", seed=seed, steps=7) for seed in range(5)]
+    assert not gather(table(), [record("a"), *others]).refused
+
+
 def test_all_columns_are_held_against_the_same_seed() -> None:
     found = worsening(
         {0: record(nme=6.0, gender=0.95), 2: record()}, {0: record(nme=5.0), 1: record()}, table().columns
     )
     assert found == pytest.approx([100.0 * ((6.0 / 5.0 - 1.0) + (0.05 / 0.1 - 1.0)) / 2.0])
+
+
+def test_the_committed_page_of_all_tables_is_that_of_their_figures() -> None:
+    records = read_records(RESULTS)
+    assert index(load_tables(), records) == (RESULTS / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_guide_names_every_table() -> None:
+    text = (RESULTS.parents[2] / "docs" / "tables.md").read_text(encoding="utf-8")
+    for name in load_tables():
+        assert f"results/tables/{name}.md)" in text
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
