@@ -188,7 +188,7 @@ def run_trial(setting: Setting, combination: Combination) -> dict[str, Any]:
     try:
         recipe = trial_recipe(setting.recipe, combination)
         _check(recipe, setting)
-        done = _carry_out(recipe, setting, folder)
+        done = _carry_out(recipe, combination, setting, folder)
     except (ConfigError, UnsupportedError) as error:
         state, reason = REFUSED, str(error)
     except (BudgetError, DataError) as error:
@@ -222,7 +222,7 @@ def _check(recipe: Recipe, setting: Setting) -> None:
         trace(network)
 
 
-def _carry_out(recipe: Recipe, setting: Setting, folder: Path) -> dict[str, Any]:
+def _carry_out(recipe: Recipe, combination: Combination, setting: Setting, folder: Path) -> dict[str, Any]:
     from distill.stages import train_student
     from edgeface.cli.distill import stage_bars
     from edgeface.cli.supervision import supervision
@@ -242,7 +242,7 @@ def _carry_out(recipe: Recipe, setting: Setting, folder: Path) -> dict[str, Any]
             folder / "student",
             teacher=guide.teacher,
             answers=guide.answers,
-            report=bars.stage("student", recipe.name),
+            report=bars.stage("student", combination.label),
         )
         seconds = float(student.manifest["training"]["seconds"])
         if "w8a8" in table.precisions:
@@ -253,7 +253,7 @@ def _carry_out(recipe: Recipe, setting: Setting, folder: Path) -> dict[str, Any]
                 student=student,
                 teacher=guide.teacher,
                 answers=guide.answers,
-                report=bars.stage("qat", recipe.name),
+                report=bars.stage("qat", combination.label),
             )
             seconds += float(checkpoint.manifest["training"]["seconds"])
     bundle = build(folder, target=table.target, precisions=table.precisions, out=folder / "out")
