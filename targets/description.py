@@ -207,11 +207,21 @@ class DescribedRunner:
 
     def run(self, batch: NDArray[np.uint8]) -> Outputs:
         """See evaluate.Runner.run."""
+        return self.read(self._base.answer(self.feed(batch)))
+
+    def feed(self, batch: NDArray[np.uint8]) -> NDArray[Any]:
+        """Pictures in the file's own form, see `to_input`."""
         require_pictures(batch, self.spec.input_px, where=str(self.path))
-        answers = self._base.answer(to_input(batch, self._input, grid=self._base.inputs[0].grid))
+        return to_input(batch, self._input, grid=self._base.inputs[0].grid)
+
+    def read(self, answers: Mapping[str, NDArray[np.float32]]) -> Outputs:
+        """What the file answered, see `FileRunner.answer`, as the outputs of `spec`."""
         return {
             spec.name: _READERS[TASKS[spec.task].kind](
-                _part(answers[output.name].reshape(len(batch), -1), output), output, spec, self.spec.input_px
+                _part(answers[output.name].reshape(len(answers[output.name]), -1), output),
+                output,
+                spec,
+                self.spec.input_px,
             )
             for output, spec in zip(self._described, self.spec.outputs, strict=True)
         }

@@ -66,7 +66,8 @@ def run(interpreter: Any, description: dict[str, Any], batch: NDArray[Any]) -> d
         interpreter.set_tensor(description["inputs"][0]["index"], sample[None])
         interpreter.invoke()
         for name, slot in outputs.items():
-            rows[name].append(interpreter.get_tensor(slot["index"])[0])
+            values = interpreter.get_tensor(slot["index"])
+            rows[name].append(values[0] if slot["shape"][:1] == [1] else values)  # not every output leads with a batch
     return {
         name: np.stack(rows[name]) if len(batch) else np.empty((0, *slot["shape"][1:]), slot["dtype"])
         for name, slot in outputs.items()

@@ -1,4 +1,4 @@
-"""`edgeface check`: a bundle on the device it ships to, compared with what it should answer."""
+"""`edgeface check`: a model on the device it ships to, compared with what it should answer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeface.cli.result import Result
+from edgeface.specs import RUNTIMES
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -18,7 +19,12 @@ EXIT_CODES = {"PASS": 0, "FAIL": 1, "NOT_RUN": 3}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="a folder that `edgeface build` wrote")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        type=Path,
+        help="a bundle, a model file of ours or of anyone, a run or a checkpoint",
+    )
     parser.add_argument(
         "--on",
         required=True,
@@ -40,6 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cpu", metavar="CPU", help="processor that arm64 imitates: a53, a72, a76 or n1; default: a72")
     parser.add_argument("--precision", metavar="P[,P…]", help="which files, such as w8a8,fp16; default: all")
+    parser.add_argument("--runtime", choices=RUNTIMES, metavar="R", help="only this one; default: every one there")
+    parser.add_argument(
+        "--spec",
+        type=Path,
+        metavar="FILE",
+        help="a TOML or JSON file that says what a MODEL of others takes and answers",
+    )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads; default: 1")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON object there")
 
@@ -50,17 +63,17 @@ def run(arguments: argparse.Namespace) -> Result:
     from targets.devices import open_device
     from targets.devices.answer import not_run
     from targets.devices.check import check
-    from targets.devices.shipped import open_bundle
+    from targets.devices.shipped import open_to_check
 
     if arguments.threads < 1:
         raise UsageError(f"{arguments.threads} threads", expected="1 or more", where="--threads")
-    shipped = open_bundle(arguments.bundle, precisions=_listed(arguments.precision))
     try:
+        shipped = open_to_check(arguments.model, precisions=_listed(arguments.precision), described=arguments.spec)
         device = open_device(arguments.on, cpu=arguments.cpu)
         faces = _faces(shipped, arguments.data, arguments.n)
-        found = check(shipped, device, faces=faces, threads=arguments.threads, told=note)
+        found = check(shipped, device, faces=faces, threads=arguments.threads, runtime=arguments.runtime, told=note)
     except MissingToolError as error:
-        found = not_run(arguments.bundle, on=arguments.on, reason=str(error))
+        found = not_run(arguments.model, on=arguments.on, reason=str(error))
     if arguments.out is not None:
         _write(arguments.out, found)
     return Result(payload=found.as_json(), text=_rendered(found), exit_code=EXIT_CODES[found.outcome])
@@ -122,6 +135,9 @@ def _rendered(found: Check) -> RenderableType:
         for (outcome, reason), rows in reasons.items()
     ]
     untimed = {row.latency_reason for row in found.rows if row.latency_reason and row.outcome == "PASS"}
+    if found.compared:
+        notes.append(Text(f"compared with {'; '.join(found.compared)}", "dim"))
+        notes += [Text(reason, "dim") for reason in found.left_out]
     notes += [Text(f"not timed: {reason}", "dim") for reason in sorted(untimed)]
     if found.bit_identical is not None:
         same = "the same to the bit" if found.bit_identical else "NOT the same to the bit"

@@ -6,7 +6,9 @@ It needs Python 3.9 or newer, NumPy and ai-edge-litert, and nothing else of edge
 says which bytes it loaded, what the outputs are and where the answers lie; who wrote the job judges them.
 
 JOB/job.json     {"schema", "nonce", "files": [{"file", "sha256", "runtime", "threads"}], "pictures",
-                 "pictures_sha256", "standardize": {"mean", "std"}, "timed_runs"}
+                 "pictures_sha256", "standardize": {"mean", "std"} or null, "timed_runs"}
+JOB/pictures.npy (N, H, W, 3) uint8, which files of a float input take standardized; with "standardize" null the array,
+                 then called inputs.npy, is (N, …) of the files' own input shape and type, and is fed as it is
 JOB/result.json  {"schema", "nonce", "machine", "versions", "files": [{"file", "sha256", "runtime", "outputs",
                  "answers", "answers_sha256", "latency", "error"}]}, written last, aside, and renamed
 JOB/0.npz, …     for the file of that place: output name to (N, *shape), as it leaves the file
@@ -23,6 +25,7 @@ import platform
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +91,12 @@ def run_file(folder: Path, place: int, wanted: dict[str, Any], pictures: NDArray
         load_ms = 1e3 * (time.perf_counter() - begin)
         outputs = outputs_of(interpreter)
         slot = interpreter.get_input_details()[0]
-        if slot["dtype"] == np.float32:
+        if slot["dtype"] == np.float32 and job["standardize"] is not None:
             mean, std = (np.array(job["standardize"][key], np.float32) for key in ("mean", "std"))
             pictures = (pictures.astype(np.float32) - mean) / std
         answers = run(interpreter, int(slot["index"]), outputs, pictures)
         name = f"{place}.npz"
-        np.savez(folder / name, **answers)
+        save(folder / name, answers)
         entry["outputs"] = {
             output: {
                 "dtype": np.dtype(detail["dtype"]).name,
@@ -106,7 +109,7 @@ def run_file(folder: Path, place: int, wanted: dict[str, Any], pictures: NDArray
         entry["answers_sha256"] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
         if job["timed_runs"]:
             entry["latency"] = {**timed(interpreter, runs=job["timed_runs"]), "load_ms": load_ms}
-    except (ValueError, RuntimeError, OSError, MemoryError, KeyError, TypeError) as error:
+    except (ValueError, RuntimeError, OSError, MemoryError, LookupError, TypeError) as error:
         entry["error"] = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
     return entry
 
@@ -132,16 +135,26 @@ def outputs_of(interpreter: Any) -> dict[str, Any]:
 
 def run(interpreter: Any, index: int, outputs: dict[str, Any], pictures: NDArray[Any]) -> dict[str, Any]:
     """Each picture, one at a time: output name to (N, *shape)."""
-    answers = {
-        name: np.empty((len(pictures), *(int(side) for side in detail["shape"][1:])), detail["dtype"])
-        for name, detail in outputs.items()
-    }
+    batched = {name: len(detail["shape"]) > 0 and int(detail["shape"][0]) == 1 for name, detail in outputs.items()}
+    answers = {}
+    for name, detail in outputs.items():
+        shape = [int(side) for side in detail["shape"]]
+        answers[name] = np.empty((len(pictures), *(shape[1:] if batched[name] else shape)), detail["dtype"])
     for row, picture in enumerate(pictures):
         interpreter.set_tensor(index, picture[None])
         interpreter.invoke()
         for name, detail in outputs.items():
-            answers[name][row] = interpreter.get_tensor(detail["index"])[0]
+            values = interpreter.get_tensor(detail["index"])
+            answers[name][row] = values[0] if batched[name] else values
     return answers
+
+
+def save(path: Path, answers: dict[str, Any]) -> None:
+    """Write an .npz; unlike numpy.savez it takes every name an output can have."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, values in answers.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, np.ascontiguousarray(values), allow_pickle=False)
 
 
 def timed(interpreter: Any, *, runs: int) -> dict[str, Any]:

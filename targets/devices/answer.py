@@ -110,10 +110,12 @@ class Check:
 
     Attributes:
         on: As typed after `--on`.
-        bundle: The bundle as named.
+        bundle: What was checked, as named.
+        kind: "bundle", "file" or "checkpoint"; "" when it was not opened.
         rows: One for each file and runtime.
         faces: How many were run.
         source: Where they come from.
+        left_out: What cannot be compared, and why.
         emulated: Whether the device imitates its processor.
         detail: What the device is.
         machine: What it says of itself; {} when it never answered.
@@ -124,9 +126,11 @@ class Check:
 
     on: str
     bundle: str
+    kind: str = ""
     rows: tuple[Row, ...] = ()
     faces: int = 0
     source: str = ""
+    left_out: tuple[str, ...] = ()
     emulated: bool = False
     detail: str = ""
     machine: Mapping[str, Any]
@@ -158,6 +162,19 @@ class Check:
         return all(each is True for each in found) if found else None
 
     @property
+    def compared(self) -> tuple[str, ...]:
+        """What the answers were held against."""
+        judged = [row for row in self.rows if row.here is not None]
+        same = any(row.reference == row.runtime for row in judged)
+        others = dict.fromkeys(row.reference for row in judged if row.reference != row.runtime)
+        golden = any(row.golden is not None for row in self.rows)
+        return (
+            *((f"what the same kernels answer here, in another process ({self.faces} inputs)",) if same else ()),
+            *(f"what {reference} answers here" for reference in others),
+            *(("the answers it was shipped with",) if golden else ()),
+        )
+
+    @property
     def main(self) -> Row | None:
         """The row that stands for the bundle: w8a8 by its own runtime where there is one."""
         ran = [row for row in self.rows if row.outcome != NOT_RUN]
@@ -170,6 +187,7 @@ class Check:
             "schema": 1,
             "on": self.on,
             "bundle": self.bundle,
+            "kind": self.kind,
             "outcome": self.outcome,
             "reason": self.reason,
             "bit_identical": self.bit_identical,
@@ -178,6 +196,8 @@ class Check:
             "latency_reason": "nothing was run" if main is None else main.latency_reason,
             "faces": self.faces,
             "data": self.source,
+            "compared": list(self.compared),
+            "not_compared": list(self.left_out),
             "device": {**self.machine, "detail": self.detail},
             "versions": dict(self.versions),
             "emulated": self.emulated,

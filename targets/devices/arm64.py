@@ -25,7 +25,7 @@ import numpy as np
 from edgeface.data.pack import cache_folder
 from edgeface.errors import DeviceError, MissingToolError, UsageError, did_you_mean
 from edgeface.files import sha256_file, write_folder, write_json
-from targets.devices import debian, runtime
+from targets.devices import agent, debian, runtime
 from targets.devices.device import AGENT, JOB, PICTURES, RESULT, Told
 
 ARCHITECTURE: runtime.Architecture = "arm64"
@@ -186,7 +186,7 @@ class Arm64:
             answers = [_answers(part, one) for part, one in zip(slices, entries, strict=True)]
             path = job / f"{number}.npz"
             together = {name: np.concatenate([one[name] for one in answers]) for name in answers[0]}
-            np.savez(path, **together)  # type: ignore[arg-type]
+            agent.save(path, together)
             merged["files"].append(dict(entry, answers=path.name, answers_sha256=sha256_file(path), latency=None))
         write_json(job / RESULT, merged)
 

@@ -1,7 +1,8 @@
-"""`edgeface check`: a bundle's files on a device, held against the answers this machine expects of them.
+"""`edgeface check`: models on a device, held against the answers this machine expects of them.
 
 What is expected of a file is what the same kernels answer here, for every face, and what it was shipped with, for the
-golden faces. On this machine itself, other kernels are held against those that the file was built with.
+golden faces. On this machine itself, other kernels are held against those that the file was built with; what has
+neither other kernels nor golden answers is held against a second process.
 """
 
 from __future__ import annotations
@@ -14,26 +15,25 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeface.errors import BudgetError, MissingToolError, UnsupportedError
+from edgeface.errors import BudgetError, MissingToolError, ModelError, UnsupportedError, UsageError
 from edgeface.evaluate import Outputs, decode
 from edgeface.metrics import main_metric, score, worsening
 from edgeface.provenance import versions
-from edgeface.specs import ModelSpec
+from edgeface.specs import RUNTIMES
 from edgeface.tasks import TASKS
-from targets.bundle import grids_of, judge_golden
-from targets.devices import agent
+from targets.bundle import judge_golden
+from targets.devices import agent, apart
 from targets.devices.answer import FAIL, NOT_RUN, PASS, Check, Row, TaskScores
 from targets.devices.device import AGENT_RUNTIMES, Device
 from targets.devices.host import Host
-from targets.devices.job import Report, dequantize, run_job, subject
+from targets.devices.job import Report, run_job, subject
 from targets.devices.macos import Macos
-from targets.devices.shipped import Faces, Shipped
-from targets.judge import Codes, answers_of, judge, must_be_identical
+from targets.devices.shipped import CHECKPOINT, Faces, Part, Shipped
+from targets.judge import Codes, judge, must_be_identical
 from targets.protocol import Grids, TimedRunner
-from targets.runners import FORMATS, open_file
+from targets.runners import FORMATS, open_file, open_model
 
 TIMED_RUNS = 200
-WARM_UP = 10
 
 # They compute what a package says; how long they take says nothing about Core ML.
 _IMITATIONS = ("mil", "mil-fp16")
@@ -45,28 +45,34 @@ def check(
     *,
     faces: Faces,
     threads: int = 1,
+    runtime: str | None = None,
     told: Callable[[str], None] = lambda _: None,
 ) -> Check:
-    """Run a bundle on a device and judge what it answers.
+    """Run models on a device and judge what they answer.
 
     Args:
-        shipped: The bundle.
+        shipped: The models.
         device: Where.
         faces: On what.
         threads: CPU threads there and here.
+        runtime: What is to run them; None takes every runtime that is meant for them there.
         told: Called with lines for whoever waits.
+
+    Raises:
+        UsageError: No such runtime.
+        UnsupportedError: The runtime runs none of these models anywhere.
     """
+    plan = _plan(shipped, device, runtime=runtime)
     sent: list[tuple[Path, str]] = []
     answered: dict[tuple[Path, str], _Answered] = {}
-    for file, runtime in _plan(shipped, device):
-        if runtime in AGENT_RUNTIMES and not isinstance(device, Macos):
-            sent.append((file, runtime))
-        elif isinstance(device, Host) or (isinstance(device, Macos) and runtime == "coreml"):
-            answered[file, runtime] = _run_here(shipped, file, runtime, faces=faces, threads=threads)
+    references = _References(shipped, faces, threads=threads)
+    for file, kernels in plan:
+        if kernels in AGENT_RUNTIMES and not isinstance(device, Macos):
+            sent.append((file, kernels))
+        elif isinstance(device, Host) or (isinstance(device, Macos) and kernels == "coreml"):
+            answered[file, kernels] = _run_here(shipped, file, kernels, faces=faces, references=references)
         else:
-            taken = ".mlpackage" if isinstance(device, Macos) else ".tflite"
-            reason = f"{file.suffix} files are not run on {device.name}, {taken} files are"
-            answered[file, runtime] = _Answered(absent=reason)
+            answered[file, kernels] = _Answered(absent=_why_not_there(shipped, file, kernels, device))
     report, fault = None, ""
     if sent:
         try:
@@ -76,20 +82,21 @@ def check(
         except BudgetError as error:
             fault = str(error)
             answered |= dict.fromkeys(sent, _Answered(fault=fault))
-    references = _References(shipped, faces, threads=threads)
     rows = tuple(
-        _judge(shipped, device, file, runtime, answered[file, runtime], faces=faces, references=references)
-        for file, runtime in _plan(shipped, device)
+        _judge(shipped, device, file, kernels, answered[file, kernels], faces=faces, references=references)
+        for file, kernels in plan
     )
     machine = report.machine if report is not None else {}
     if report is None and isinstance(device, Host | Macos):
         machine = agent.machine()
     return Check(
         on=device.name,
-        bundle=str(shipped.folder),
+        bundle=str(shipped.path),
+        kind=shipped.kind,
         rows=rows,
         faces=len(faces.images),
         source=faces.source,
+        left_out=shipped.left_out,
         emulated=device.emulated,
         detail=device.detail,
         machine=machine,
@@ -110,17 +117,40 @@ class _Answered:
     absent: str = ""
 
 
-def _plan(shipped: Shipped, device: Device) -> list[tuple[Path, str]]:
-    """Every file with every runtime that is meant for it on a device."""
+def _plan(shipped: Shipped, device: Device, *, runtime: str | None) -> list[tuple[Path, str]]:
+    """Every file with every runtime that is meant for it on a device, or with the one that was asked for."""
+    if runtime is not None and runtime not in RUNTIMES:
+        raise UsageError(f"{runtime!r}", expected=f"one of {', '.join(RUNTIMES)}", where="--runtime")
     found = []
     for file in shipped.files:
-        runtimes = FORMATS[file.suffix].runtimes
+        every = runtimes = shipped.parts[file].runtimes
+        if runtime is not None:
+            found += [(file, runtime)] if runtime in every else []
+            continue
         if isinstance(device, Macos):
-            runtimes = tuple(runtime for runtime in runtimes if runtime == "coreml") or runtimes[:1]
+            runtimes = tuple(kernels for kernels in every if kernels == "coreml") or every[:1]
         elif not isinstance(device, Host):
-            runtimes = AGENT_RUNTIMES if file.suffix == ".tflite" else runtimes[:1]
-        found += [(file, runtime) for runtime in runtimes]
+            runtimes = tuple(kernels for kernels in every if kernels in AGENT_RUNTIMES) or every[:1]
+        found += [(file, kernels) for kernels in runtimes]
+    if not found:
+        known = dict.fromkeys(name for part in shipped.parts.values() for name in part.runtimes)
+        raise UnsupportedError(
+            f"runtime {runtime!r}",
+            expected=f"one of {', '.join(map(repr, known))}" if len(known) > 1 else repr(next(iter(known))),
+            where=str(shipped.path),
+            do="Choose one that runs it, or leave --runtime out",
+        )
     return found
+
+
+def _why_not_there(shipped: Shipped, file: Path, runtime: str, device: Device) -> str:
+    if shipped.kind == CHECKPOINT:
+        return f"a checkpoint runs in torch, and not on {device.name}: build it (edgeface build), or check it --on host"
+    taken = ".mlpackage" if isinstance(device, Macos) else ".tflite"
+    if file.suffix != taken:
+        return f"{file.suffix} files are not run on {device.name}, {taken} files are"
+    runs = "coreml" if isinstance(device, Macos) else " and ".join(AGENT_RUNTIMES)
+    return f"{runtime} is not run on {device.name}, {runs} are"
 
 
 def _run_there(
@@ -137,8 +167,8 @@ def _run_there(
     report = run_job(
         device,
         subjects,
-        images=faces.images,
-        spec=shipped.spec,
+        images=shipped.feed(faces.images),
+        spec=None if shipped.foreign is not None else shipped.spec,
         threads=threads,
         timed_runs=TIMED_RUNS,
         told=told,
@@ -150,48 +180,62 @@ def _run_there(
     return report
 
 
-def _run_here(shipped: Shipped, file: Path, runtime: str, *, faces: Faces, threads: int) -> _Answered:
-    begin = time.perf_counter()
+def _run_here(shipped: Shipped, file: Path, runtime: str, *, faces: Faces, references: _References) -> _Answered:
+    part, inputs, own_form = shipped.parts[file], shipped.feed(faces.images), shipped.foreign is not None
     try:
-        runner = _open(shipped, file, runtime, threads=threads)
-        load_ms = 1e3 * (time.perf_counter() - begin)
-        codes = answers_of(runner, faces.images)
+        if runtime == part.runtimes[0] and not part.golden:
+            references.of(file, runtime)  # says in its own words what is missing
+            asked = apart.ask_apart(
+                part.path,
+                inputs,
+                runtime=runtime,
+                precision=None,
+                threads=references.threads,
+                own_form=own_form,
+                timed_runs=TIMED_RUNS,
+            )
+            codes, latency = asked.codes, asked.latency
+        else:
+            begin = time.perf_counter()
+            runner = open_part(shipped, part, runtime, threads=references.threads)
+            load_ms = 1e3 * (time.perf_counter() - begin)
+            codes = apart.ask(runner, inputs, own_form=own_form)
+            once = apart.prepare(runner, inputs, own_form=own_form)
+            runs = 1 if runtime in _IMITATIONS else TIMED_RUNS
+            latency = {**apart.time_once(once, runs=runs), "load_ms": load_ms}
     except (MissingToolError, UnsupportedError) as error:
         return _Answered(absent=str(error))
-    latency = None if runtime in _IMITATIONS else {**_timed(runner), "load_ms": load_ms}
-    return _Answered(codes=codes, grids=runner.grids, latency=latency)
+    except ModelError as error:
+        if part.golden:  # a bundle's file is known to be whole
+            raise
+        return _Answered(fault=str(error))
+    timed = None if runtime in _IMITATIONS else latency
+    return _Answered(codes=codes, grids=part.grids, latency=timed)
 
 
-def _open(shipped: Shipped, file: Path, runtime: str, *, threads: int) -> TimedRunner:
-    return open_file(file, spec=shipped.spec, precision=shipped.precision(file), runtime=runtime, threads=threads)
-
-
-def _timed(runner: TimedRunner) -> dict[str, float]:
-    once = runner.prepare(0)
-    for _ in range(WARM_UP):
-        once()
-    times = []
-    for _ in range(TIMED_RUNS):
-        begin = time.perf_counter()
-        once()
-        times.append(1e3 * (time.perf_counter() - begin))
-    median, p90, p99 = (float(np.percentile(times, share)) for share in (50, 90, 99))
-    return {"median_ms": median, "p90_ms": p90, "p99_ms": p99, "runs": TIMED_RUNS}
+def open_part(shipped: Shipped, part: Part, runtime: str, *, threads: int) -> TimedRunner:
+    """A model that was read before, in one of its runtimes."""
+    if shipped.kind == CHECKPOINT:
+        return open_model(part.path, threads=threads)
+    if shipped.foreign is None:
+        return open_file(part.path, spec=shipped.spec, precision=part.precision, runtime=runtime, threads=threads)
+    kind = FORMATS[part.path.suffix]
+    return kind.open(part.path, spec=None, runtime=runtime, precision=part.precision, threads=threads)
 
 
 class _References:
-    """What this machine expects: each file's answers by a runtime, computed once."""
+    """What this machine expects: each file's answers by a runtime, computed once, in this process."""
 
     def __init__(self, shipped: Shipped, faces: Faces, *, threads: int) -> None:
-        self._shipped, self._faces, self._threads = shipped, faces, threads
-        self._known: dict[tuple[Path, str], tuple[Codes, Outputs]] = {}
+        self.threads = threads
+        self._shipped, self._inputs = shipped, shipped.feed(faces.images)
+        self._known: dict[tuple[Path, str], Codes] = {}
 
-    def of(self, file: Path, runtime: str) -> tuple[Codes, Outputs]:
+    def of(self, file: Path, runtime: str) -> Codes:
         if (file, runtime) not in self._known:
-            runner = _open(self._shipped, file, runtime, threads=self._threads)
-            codes = answers_of(runner, self._faces.images)
-            values = dequantize(codes, spec=self._shipped.spec, grids=runner.grids)
-            self._known[file, runtime] = codes, values
+            runner = open_part(self._shipped, self._shipped.parts[file], runtime, threads=self.threads)
+            own_form = self._shipped.foreign is not None
+            self._known[file, runtime] = apart.ask(runner, self._inputs, own_form=own_form)
         return self._known[file, runtime]
 
 
@@ -205,16 +249,16 @@ def _judge(
     faces: Faces,
     references: _References,
 ) -> Row:
-    entry, precision = shipped.entry(file), shipped.precision(file)
+    part = shipped.parts[file]
     local = isinstance(device, Host | Macos)
-    reference = FORMATS[file.suffix].runtimes[0] if local else runtime
-    identical = must_be_identical(precision, runtime, reference=reference, floats=bool(entry["float_layers"]))
+    reference = part.runtimes[0] if local else runtime
+    identical = must_be_identical(part.precision, runtime, reference=reference, floats=not part.exact)
     row = Row(
-        file=file.name,
-        precision=precision,
+        file=part.name,
+        precision=part.precision,
         runtime=runtime,
         outcome=NOT_RUN,
-        own=runtime == entry["golden_runtime"],
+        own=runtime == part.own,
         identical=identical,
         tasks={},
     )
@@ -223,13 +267,20 @@ def _judge(
     if answered.fault or answered.codes is None or answered.grids is None:
         return replace(row, outcome=FAIL, reason=answered.fault, latency_reason="its answers are not believed")
     here, expected = None, None
-    # Where this process is all that runs it, it would be compared with itself.
-    if not (local and runtime == reference and runtime not in AGENT_RUNTIMES):
-        codes, expected = references.of(file, reference)
-        here = judge(codes, answered.codes, precision=precision, grids=grids_of(entry), identical=identical)
-    first = {name: values[: faces.golden] for name, values in answered.codes.items()}
-    golden = judge_golden(shipped.manifest, file.name, shipped.golden, first, runtime=runtime)
-    faults = [*(here.faults if here is not None else ()), *(f"golden faces: {fault}" for fault in golden.faults)]
+    # Where this process is all that ran it, it would be compared with itself.
+    if not (local and runtime == reference and runtime not in AGENT_RUNTIMES and part.golden):
+        try:
+            codes = references.of(file, reference)
+        except (MissingToolError, UnsupportedError) as error:
+            return replace(row, reason=str(error), latency_reason="not run")
+        expected = shipped.read(codes, grids=part.grids)
+        here = judge(codes, answered.codes, precision=part.floor, grids=part.grids, identical=identical)
+    golden = None
+    if part.golden:
+        first = {name: values[: faces.golden] for name, values in answered.codes.items()}
+        golden = judge_golden(shipped.manifest, file.name, shipped.golden, first, runtime=runtime)
+    golden_faults = golden.faults if golden is not None else ()
+    faults = [*(here.faults if here is not None else ()), *(f"golden faces: {fault}" for fault in golden_faults)]
     if here is not None and here.faults:
         faults = list(here.faults)  # the golden faces are among them, and would say so again
     return replace(
@@ -239,7 +290,7 @@ def _judge(
         reference=reference if here is not None else "",
         here=here,
         golden=golden,
-        tasks=_tasks(shipped.spec, answered.codes, answered.grids, expected, faces=faces),
+        tasks=_tasks(shipped, answered.codes, answered.grids, expected, faces=faces),
         latency=answered.latency,
         latency_reason=_why_untimed(device, runtime) if answered.latency is None else "",
     )
@@ -252,13 +303,14 @@ def _why_untimed(device: Device, runtime: str) -> str:
 
 
 def _tasks(
-    spec: ModelSpec, codes: Codes, grids: Grids, expected: Outputs | None, *, faces: Faces
+    shipped: Shipped, codes: Codes, grids: Grids, expected: Outputs | None, *, faces: Faces
 ) -> dict[str, TaskScores]:
     """Metrics of the answers and of those expected; none of answers that are not whole."""
-    rows = slice(faces.first, None)
-    if any(output.name not in codes or not np.isfinite(codes[output.name]).all() for output in spec.outputs):
+    spec, rows = shipped.spec, slice(faces.first, None)
+    needed = codes if shipped.described is not None else [output.name for output in spec.outputs]
+    if not faces.labels or any(name not in codes or not np.isfinite(codes[name]).all() for name in needed):
         return {}
-    there = decode(spec, {name: each[rows] for name, each in dequantize(codes, spec=spec, grids=grids).items()})
+    there = decode(spec, {name: each[rows] for name, each in shipped.read(codes, grids=grids).items()})
     here = None if expected is None else decode(spec, {name: each[rows] for name, each in expected.items()})
     found = {}
     for name in there:

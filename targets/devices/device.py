@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 AGENT = Path(__file__).with_name("agent.py")
-JOB, RESULT, PICTURES = "job.json", "result.json", "pictures.npy"
+JOB, RESULT, PICTURES, INPUTS = "job.json", "result.json", "pictures.npy", "inputs.npy"
 
 # What agent.py runs a file by.
 AGENT_RUNTIMES = ("tflite-xnnpack", "tflite-builtin")

@@ -11,11 +11,14 @@ import hashlib
 import io
 import json
 import math
+import re
 import secrets
 import shutil
 import stat
 import tempfile
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +29,16 @@ from numpy.typing import NDArray
 
 from edgeface.errors import BudgetError
 from edgeface.evaluate import Outputs
-from edgeface.files import sha256_file
+from edgeface.files import is_plain_name, sha256_file
 from edgeface.specs import ModelSpec
 from targets.devices.agent import SCHEMA
-from targets.devices.device import JOB, PICTURES, RESULT, Device
+from targets.devices.device import INPUTS, JOB, PICTURES, RESULT, Device
 from targets.foreign import require_outputs, require_pictures
 from targets.litert import open_engine
 from targets.protocol import Grids
+
+# Names that mean nothing to a shell, a client program or a file system, whatever the file was called here.
+PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.tflite")
 
 RESULT_LIMIT = 1 << 20  # bytes of result.json
 ROOM = 1 << 16  # bytes an answer file may have beyond its values: names, headers, the archive's directory
@@ -72,9 +78,14 @@ class Subject:
     sha256: str
 
     @property
+    def name(self) -> str:
+        """What the file is called on the device."""
+        return self.path.name if PLAIN.fullmatch(self.path.name) else f"model-{self.sha256[:12]}.tflite"
+
+    @property
     def grids(self) -> Grids:
-        """Scale and zero point of each integer output."""
-        return {name: (slot.scale, slot.zero_point) for name, slot in self.slots.items() if slot.dtype != "float32"}
+        """Scale and zero point of each integer output that has them."""
+        return {name: (slot.scale, slot.zero_point) for name, slot in self.slots.items() if slot.scale}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +129,8 @@ def subject(path: Path, *, runtime: str) -> Subject:
     slots = {
         name: Slot(
             dtype=slot["dtype"],
-            shape=tuple(slot["shape"][1:]),
+            # Of others' files not every output leads with the batch.
+            shape=tuple(slot["shape"][1:] if slot["shape"][:1] == [1] else slot["shape"]),
             scale=slot["quantization"][0],
             zero_point=slot["quantization"][1],
         )
@@ -131,8 +143,8 @@ def run_job(
     device: Device,
     subjects: Sequence[Subject],
     *,
-    images: NDArray[np.uint8],
-    spec: ModelSpec,
+    images: NDArray[Any],
+    spec: ModelSpec | None,
     threads: int = 1,
     timed_runs: int = 0,
     told: Callable[[str], None] = lambda _: None,
@@ -142,8 +154,9 @@ def run_job(
     Args:
         device: Where.
         subjects: What; files of one name must be one file.
-        images: (N, H, W, 3) pictures, each run through each file.
-        spec: How a file that takes float values standardizes them.
+        images: (N, H, W, 3) pictures, each run through each file; without a spec (N, …) of the files' own input shape
+            and type.
+        spec: How a file that takes float values standardizes pictures; None feeds `images` as they are.
         threads: CPU threads there.
         timed_runs: Runs of one picture to time for each file; 0 times nothing, and an emulated device never does.
         told: Called with lines for whoever waits.
@@ -156,18 +169,19 @@ def run_job(
         folder = Path(name)
         nonce = secrets.token_hex(16)
         for each in {each.path: each for each in subjects}.values():
-            shutil.copyfile(each.path, folder / each.path.name)
-        np.save(folder / PICTURES, np.ascontiguousarray(images), allow_pickle=False)
+            shutil.copyfile(each.path, folder / each.name)
+        given = folder / (INPUTS if spec is None else PICTURES)
+        np.save(given, np.ascontiguousarray(images), allow_pickle=False)
         job = {
             "schema": SCHEMA,
             "nonce": nonce,
             "files": [
-                {"file": each.path.name, "sha256": each.sha256, "runtime": each.runtime, "threads": threads}
+                {"file": each.name, "sha256": each.sha256, "runtime": each.runtime, "threads": threads}
                 for each in subjects
             ],
-            "pictures": PICTURES,
-            "pictures_sha256": sha256_file(folder / PICTURES),
-            "standardize": {"mean": list(spec.mean), "std": list(spec.std)},
+            "pictures": given.name,
+            "pictures_sha256": sha256_file(given),
+            "standardize": None if spec is None else {"mean": list(spec.mean), "std": list(spec.std)},
             "timed_runs": 0 if device.emulated else timed_runs,
         }
         (folder / JOB).write_text(json.dumps(job), encoding="utf-8")
@@ -206,7 +220,7 @@ def read_report(folder: Path, subjects: Sequence[Subject], *, nonce: str, count:
             where=where,
             do="Copy the agent to the device again",
         )
-    names = {each.sha256: each.path.name for each in subjects}
+    names = {each.sha256: each.name for each in subjects}
     return Report(
         machine=_plain(result.get("machine")),
         versions=_plain(result.get("versions")),
@@ -257,7 +271,7 @@ class _UntrueError(Exception):
 
 
 def _same_file(entry: Mapping[str, Any], wanted: Subject, *, names: Mapping[str, str]) -> None:
-    if (entry.get("file"), entry.get("runtime")) != (wanted.path.name, wanted.runtime):
+    if (entry.get("file"), entry.get("runtime")) != (wanted.name, wanted.runtime):
         raise _UntrueError(f"in its place stands {_words(entry.get('file'))!r} on {_words(entry.get('runtime'))!r}")
     digest = entry.get("sha256")
     if digest != wanted.sha256 and not (entry.get("error") and not digest):
@@ -286,7 +300,7 @@ def _same_slots(entry: Mapping[str, Any], wanted: Subject) -> None:
 
 def _read_outputs(folder: Path, entry: Mapping[str, Any], wanted: Subject, *, count: int) -> dict[str, NDArray[Any]]:
     name = entry.get("answers")
-    if not isinstance(name, str) or not name or "\\" in name or Path(name).name != name or name in (".", ".."):
+    if not isinstance(name, str) or not is_plain_name(name):
         raise _UntrueError(f"its answers are said to lie in {str(name)[:80]!r}, which is no plain file name")
     path = folder / name
     if fault := _not_a_file(path):
@@ -302,7 +316,7 @@ def _read_outputs(folder: Path, entry: Mapping[str, Any], wanted: Subject, *, co
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             return {output: _read_output(archive, output, slot, count=count) for output, slot in wanted.slots.items()}
-    except (zipfile.BadZipFile, OSError, NotImplementedError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, NotImplementedError, EOFError, ValueError) as error:
         raise _UntrueError(f"its answers {name!r} cannot be read ({error})") from error
 
 
@@ -315,7 +329,7 @@ def _read_output(archive: zipfile.ZipFile, name: str, slot: Slot, *, count: int)
     except KeyError:
         held = ", ".join(sorted(repr(member.removesuffix(".npy")) for member in archive.namelist())) or "none"
         raise _UntrueError(f"output {name!r} is missing from its answers; there are {held}") from None
-    except (zipfile.BadZipFile, RuntimeError, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, ValueError) as error:
         raise _UntrueError(f"output {name!r} cannot be read ({error})") from error
     try:
         head = io.BytesIO(content)
@@ -325,7 +339,7 @@ def _read_output(archive: zipfile.ZipFile, name: str, slot: Slot, *, count: int)
         if (dtype, shape) == expected:
             array: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
             return array
-    except (ValueError, EOFError, TypeError) as error:
+    except (ValueError, EOFError, TypeError, SyntaxError, tokenize.TokenError, RecursionError) as error:
         raise _UntrueError(f"output {name!r} is no array ({' '.join(str(error).split())[:200]})") from error
     if dtype == expected[0] and shape[1:] == expected[1][1:]:
         raise _UntrueError(f"output {name!r} has {shape[0]} rows for {count} pictures")
@@ -346,7 +360,7 @@ def _latency(told: object) -> dict[str, float] | None:
     keys = ("median_ms", "p90_ms", "p99_ms", "runs", "load_ms")
     values = [told.get(key) for key in keys] if isinstance(told, dict) else []
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
-    if len(numbers) != len(keys) or not all(math.isfinite(value) and value > 0 for value in numbers):
+    if len(numbers) != len(keys) or not all(0 < value < 1e12 for value in numbers):
         raise _UntrueError(f"its latency is {str(told)[:120]!r}")
     return dict(zip(keys, numbers, strict=True))
 

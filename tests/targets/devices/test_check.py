@@ -584,7 +584,7 @@ def test_verb_answers_by_the_contract(bundle: Path, tmp_path: Path, capsys: pyte
     assert (code, answer["schema"], answer["on"], answer["outcome"]) == (0, 1, "host", "PASS")
     assert answer.keys() == {
         *("schema", "on", "bundle", "outcome", "reason", "bit_identical", "tasks", "latency", "latency_reason"),
-        *("faces", "data", "device", "versions", "emulated", "files"),
+        *("faces", "data", "device", "versions", "emulated", "files", "kind", "compared", "not_compared"),
     }
     assert answer["bit_identical"] is True
     assert answer["tasks"]["gender"]["n"] == 24
