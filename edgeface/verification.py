@@ -90,7 +90,7 @@ def read_pairs(path: Path) -> Pairs:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot be read ({error})", expected="a list of pairs", where=str(path)) from error
     head = lines[0] if lines else []
-    if len(head) not in (1, 2) or not all(word.isdecimal() and int(word) > 0 for word in head):
+    if len(head) not in (1, 2) or not all(_whole(word) and int(word) > 0 for word in head):
         raise _bad_line(path, 1, " ".join(head), "number of folds and number of pairs")
     folds, count = (1, int(head[0])) if len(head) == 1 else (int(head[0]), int(head[1]))
     if len(lines) - 1 != 2 * folds * count:
@@ -103,7 +103,7 @@ def read_pairs(path: Path) -> Pairs:
     first, second, same = [], [], []
     for place, words in enumerate(lines[1:]):
         alike = (place // count) % 2 == 0
-        if len(words) != (3 if alike else 4) or not (words[1].isdecimal() and words[-1].isdecimal()):
+        if len(words) != (3 if alike else 4) or not (_whole(words[1]) and _whole(words[-1])):
             form = "NAME a b" if alike else "NAME a OTHER b"
             raise _bad_line(path, place + 2, " ".join(words), form)
         first.append(picture_key(words[0], int(words[1])))
@@ -111,6 +111,11 @@ def read_pairs(path: Path) -> Pairs:
         same.append(alike)
     fold = np.arange(len(same), dtype=np.int64) // (2 * count)
     return Pairs(first=tuple(first), second=tuple(second), same=np.array(same), fold=fold)
+
+
+def _whole(word: str) -> bool:
+    """Whether a word is a whole number that `int` takes; it refuses thousands of digits."""
+    return word.isdecimal() and len(word) < 10
 
 
 def _bad_line(path: Path, line: int, found: str, expected: str) -> DataError:

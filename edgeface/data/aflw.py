@@ -67,9 +67,10 @@ STEPS_DEGREES = (15.0, 45.0)
 
 _LAYOUT = "the published AFLW folder: data/aflw.sqlite, data/flickr"
 _FACES = """
-    SELECT Faces.face_id AS face, FaceImages.filepath AS file, FaceRect.x AS x, FaceRect.y AS y, FaceRect.w AS w,
-           FaceRect.h AS h, FacePose.yaw AS yaw, FaceMetaData.sex AS sex, FaceMetaData.glasses AS glasses,
-           FaceMetaData.occluded AS occluded
+    SELECT CAST(Faces.face_id AS INTEGER) AS face, CAST(COALESCE(FaceImages.filepath, '') AS TEXT) AS file,
+           CAST(FaceRect.x AS REAL) AS x, CAST(FaceRect.y AS REAL) AS y, CAST(FaceRect.w AS REAL) AS w,
+           CAST(FaceRect.h AS REAL) AS h, CAST(FacePose.yaw AS REAL) AS yaw, FaceMetaData.sex AS sex,
+           FaceMetaData.glasses AS glasses, FaceMetaData.occluded AS occluded
     FROM Faces
     JOIN FaceImages ON FaceImages.file_id = Faces.file_id
     LEFT JOIN FaceRect ON FaceRect.face_id = Faces.face_id
@@ -77,7 +78,10 @@ _FACES = """
     LEFT JOIN FaceMetaData ON FaceMetaData.face_id = Faces.face_id
     GROUP BY Faces.face_id ORDER BY FaceImages.filepath, Faces.face_id
 """
-_POINTS = f"SELECT face_id, feature_id, x, y FROM FeatureCoords WHERE feature_id IN {FIVE}"
+_POINTS = f"""
+    SELECT CAST(face_id AS INTEGER), feature_id, CAST(COALESCE(x, 0) AS REAL), CAST(COALESCE(y, 0) AS REAL)
+    FROM FeatureCoords WHERE feature_id IN {FIVE}
+"""
 
 
 def read(
@@ -160,7 +164,7 @@ def _query(database: Path, *, source: str) -> tuple[list[dict[str, Any]], dict[i
             found = [dict(row) for row in connection.execute(_FACES)]
             points: dict[int, dict[int, tuple[float, float]]] = {}
             for face, feature, x, y in connection.execute(_POINTS):
-                points.setdefault(face, {})[feature] = (float(x), float(y))
+                points.setdefault(face, {})[feature] = (x, y)
     except sqlite3.Error as error:
         raise DataError(
             f"{database} cannot be read ({error})", expected="the published SQLite database", where=source

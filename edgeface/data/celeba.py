@@ -167,7 +167,7 @@ def _list_with_names(path: Path, name: str, columns: tuple[str, ...], *, source:
     rows = read_lines(listing, ("file", *columns), source=source, layout=_LAYOUT, skip=2)
     lines = table_lines(listing)
     count, names = next(lines, "").strip(), tuple(next(lines, "").split())
-    if not count.isdecimal() or names != columns:
+    if not (count.isdecimal() and len(count) < 10) or names != columns:
         raise DataError(
             f"the first lines {count[:40]!r} and {' '.join(names[:3])!r} …",
             expected=f"the number of pictures, and the {len(columns)} names that begin with {' '.join(columns[:3])!r}",

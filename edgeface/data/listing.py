@@ -391,6 +391,8 @@ def gather(
                 continue
             if wrong := leads_out(face.file or face.key):
                 raise row.fault(wrong, expected="a path inside the corpus")
+            if not (np.isfinite(face.crop).all() and face.crop[2] > 0):
+                raise row.fault(f"no extent: a crop at {face.crop}", expected="landmarks or a box that span a face")
             if face.key in taken:
                 raise row.fault(f"named twice: {face.key!r}", expected="each picture once")
             width, height, stamp = _stamp(path / (face.file or face.key), face.key, size_of, embedded, row=row)

@@ -39,6 +39,7 @@ CODES = ("surprised", "scared", "disgust", "happy", "sad", "angry", "calm")  # f
 RACES = ("Caucasian", "African-American", "Asian")
 AGES = {"0-3": (0, 3), "4-19": (4, 19), "20-39": (20, 39), "40-69": (40, 69), "70+": (70, 100)}
 
+_ATTRIBUTES = (("0", "1", "2"), ("0", "1", "2"), ("0", "1", "2", "3", "4"))  # codes of gender, race and age
 _LAYOUT = "the published RAF-DB folder basic: EmoLabel, Image/aligned, Annotation/manual"
 
 
@@ -108,7 +109,7 @@ def _attributes(file: Path) -> tuple[dict[str, object], dict[str, str]]:
             f"missing attribute file: {file.name!r} ({error})", expected="a text file", where=str(file), do="Restore it"
         ) from None
     codes = words[10:]
-    if len(words) != 13 or codes[0] not in "012" or codes[1] not in "012" or codes[2] not in "01234":
+    if len(words) != 13 or any(code not in known for code, known in zip(codes, _ATTRIBUTES, strict=True)):
         raise DataError(
             f"wrong attribute file: {file.name!r} with {words[10:]} after the landmarks",
             expected="five lines of x y, then gender 0 to 2, race 0 to 2 and age 0 to 4",

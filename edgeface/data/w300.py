@@ -203,7 +203,7 @@ def read_boxes(path: Path, places: Sequence[str], *, source: str) -> dict[str, P
             for entry in [entries] if isinstance(entries, dict) else entries:  # one face comes without its list
                 left, top, right, bottom = (float(value) for value in entry["bb_detector"])
                 boxes[f"{place}/{entry['imgName']}"] = _box(left, top, right, bottom)
-        except (OSError, KeyError, TypeError, ValueError, IndexError) as error:
+        except Exception as error:  # what a damaged .mat file makes SciPy raise is nowhere listed
             raise DataError(
                 f"{file} cannot be read ({error})",
                 expected="a list 'bounding_boxes' of imgName, bb_detector and bb_ground_truth",
