@@ -41,7 +41,8 @@ class Task:
         points: Number of landmarks (kind `landmarks`).
         metric: Key of the main metric, the one budgets are set on.
         lower_is_better: True for errors, False for accuracies and correlations.
-        mirror: Class index each class becomes when the image is mirrored; empty when mirroring changes nothing.
+        mirror: Class (or attribute) index each becomes when the image is mirrored; empty when mirroring changes
+            nothing.
     """
 
     name: str
@@ -156,6 +157,13 @@ TASKS: dict[str, Task] = {
         _yes_no("eyes_open", "shut", "open", metric="balanced_accuracy"),
         _yes_no("mouth_open", "shut", "open", metric="balanced_accuracy"),
         _yes_no("occlusion", "clear", "occluded", metric="balanced_accuracy"),
+        Task(
+            name="eyes_occluded",
+            kind=Kind.ATTRIBUTES,
+            classes=("left_eye", "right_eye"),
+            metric="balanced_accuracy",
+            mirror=(1, 0),
+        ),
         Task(
             name="attributes",
             kind=Kind.ATTRIBUTES,

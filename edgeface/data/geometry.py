@@ -97,6 +97,8 @@ def relabel_mirrored(labels: dict[str, Tensor], mirrored: Tensor) -> dict[str, T
             require_mirror(name)
             order = torch.tensor(MIRROR_POINTS[task.points])
             changed[name] = torch.where(mirrored[:, None, None], values[:, order], values)
+        elif task.mirror and task.kind is Kind.ATTRIBUTES:
+            changed[name] = torch.where(mirrored[:, None], values[:, list(task.mirror)], values)
         elif task.mirror:
             # One more entry at the end, so that index -1 (no label) stays -1.
             table = torch.tensor([*task.mirror, -1])

@@ -51,6 +51,7 @@ WRINKLES_FROM: Final = 0.3
 # Chardon et al., Skin colour typology and suntanning pathways, Int. J. Cosmetic Science 13 (1991).
 _SKIN_EDGES: Final = (10.0, 41.0)
 SKINS: Final = np.array(["dark", "medium", "light"])
+UNDRAWN: Final = ("attributes40", "eyes_occluded")  # tasks that a drawn face has no labels of
 _POSE_EDGES: Final = np.radians([-45.0, -15.0, 15.0, 45.0])
 
 
@@ -84,7 +85,8 @@ def _fill(labels: Labels, row: int, *, index: int, person: Person, shot: Shot) -
 
 
 def _empty(count: int) -> Labels:
-    return {name: unlabelled(task, count).reshape(label_shape(task, count)) for name, task in TASKS.items()}
+    drawn = {name: task for name, task in TASKS.items() if name not in UNDRAWN}
+    return {name: unlabelled(task, count).reshape(label_shape(task, count)) for name, task in drawn.items()}
 
 
 def label(indices: NDArray[np.int64], *, seed: int, px: int) -> Labels:

@@ -255,6 +255,69 @@ def test_light_changes_what_it_says(change: dict[str, float], expected) -> None:
     assert expected(before, after)
 
 
+@pytest.mark.parametrize("mirror_share", [0.0, 1.0])
+def test_slanted_landmarks_land_on_the_same_pixels(mirror_share: float) -> None:
+    points = faces(3)
+    spec = dataclasses.replace(STILL, shear_deg=20.0, mirror_share=mirror_share)
+    pictures, labels = moved(points, 3, spec=spec)
+    error_px = (expected_centres(pictures, labels) - labels["landmarks5"][:, :3]).abs().max() * OUT
+    assert error_px < 0.1  # as in test_augmented_landmarks_land_on_the_same_pixels
+    _, straight = moved(points, 3, spec=dataclasses.replace(spec, shear_deg=0.0))
+    assert (straight["landmarks5"] - labels["landmarks5"])[..., 0].abs().max() > 0.03  # the twin: no slant
+    assert (straight["landmarks5"] - labels["landmarks5"])[..., 1].abs().max() < 1e-6  # a slant moves along x alone
+
+
+def test_hue_turns_colours_and_leaves_grey_and_luma() -> None:
+    spec = dataclasses.replace(STILL, hue=0.3)
+
+    def turned(images: Tensor) -> Tensor:
+        return augment(images, {}, spec=spec, margin=1.0, out_px=16, seed=0, epoch=0, ids=torch.arange(8))[0]
+
+    grey = torch.full((8, 16, 16, 3), 90, dtype=torch.uint8)
+    assert (turned(grey) - 90.0).abs().max() == 0.0
+    colour = grey.clone()
+    colour[..., 0] = 120
+    changed = turned(colour)
+    assert (changed - colour.permute(0, 3, 1, 2)).abs().max() > 10.0
+    before = 90.0 + 30.0 * 0.299
+    assert (luma(changed) - before).abs().max() < 1.0  # each channel is rounded by at most a half
+
+
+def test_beyond_the_crop_it_is_white_or_repeated_as_the_recipe_says() -> None:
+    black = torch.zeros(4, 32, 32, 3, dtype=torch.uint8)
+
+    def shown(border: str) -> Tensor:
+        spec = dataclasses.replace(STILL, scale=(1.5, 1.5), border=border)
+        return augment(black, {}, spec=spec, margin=1.0, out_px=32, seed=0, epoch=0, ids=torch.arange(4))[0]
+
+    assert shown("repeat").max() == 0.0
+    white = shown("white")
+    assert (white[:, :, :3] == 255.0).all()
+    assert (white[:, :, 12:20, 12:20] == 0.0).all()
+
+
+def test_the_transforms_of_the_attribute_notes_are_a_recipe_of_their_own() -> None:
+    """RandomCrop 112 of 128, flip, jitter .3, affine 20 degrees, .1, .8 to 1.2, no shear, no hue, white beyond."""
+    spec = AugmentSpec(
+        mirror_share=0.5,
+        brightness=0.3,
+        contrast=0.3,
+        saturation=0.3,
+        hue=0.0,
+        rotation_deg=20.0,
+        translation=0.1,
+        scale=(0.8, 1.2),
+        shear_deg=0.0,
+        border="white",
+        blur_share=0.0,
+        jpeg_share=0.0,
+        occlusion_share=0.0,
+    )
+    images, labels = moved(faces(1), 1, spec=spec)
+    assert images.shape == (16, 3, OUT, OUT)
+    assert torch.isfinite(labels["landmarks5"]).all()
+
+
 def luma(pictures: Tensor) -> Tensor:
     return (pictures * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(dim=1)
 
