@@ -309,6 +309,13 @@ def taught_tasks(model: ModelSpec, student: ModelSpec, *, where: str) -> list[st
         )
     for output in shared:
         other = theirs[output.name]
+        if TASKS[output.task].kind is Kind.LANDMARKS and len(other.mean_shape) != output.shape[0]:
+            raise ConfigError(
+                f"{output.name!r} with a mean shape of {len(other.mean_shape)} points",
+                expected=f"{output.shape[0]}: its answers are offsets from them",
+                where=where,
+                do="Write them into the manifest, or leave the task out",
+            )
         if _meaning(other) != _meaning(output):
             raise ConfigError(
                 f"{output.name!r} answers {_meaning(other)}",

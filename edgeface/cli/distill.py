@@ -127,7 +127,15 @@ def distill(recipe: Recipe, folder: Path, *, until: str | None = None, strict: b
     if not stages:  # a frozen teacher of which only answers are kept
         following = f"edgeface distill {folder}/recipe.toml --out {folder} --resume"
         return Result(payload={"schema": 1, "run": str(folder), "stages": {}}, text=f"next: {following}")
-    return stage_result(recipe, data, stages, run=str(folder), build=folder if "qat" in stages else None)
+    grown = recipe.teacher.forest.tasks and "teacher" in stages
+    return stage_result(
+        recipe,
+        data,
+        stages,
+        run=str(folder),
+        build=folder if "qat" in stages else None,
+        forest=folder / "forest" if grown else None,
+    )
 
 
 def _tell_skipped(data: TrainingData) -> None:
@@ -187,7 +195,13 @@ def _metrics_text(metrics: Mapping[str, float]) -> str:
 
 
 def stage_result(
-    recipe: Recipe, data: TrainingData, stages: Mapping[str, Checkpoint], *, run: str, build: Path | None
+    recipe: Recipe,
+    data: TrainingData,
+    stages: Mapping[str, Checkpoint],
+    *,
+    run: str,
+    build: Path | None,
+    forest: Path | None = None,
 ) -> Result:
     """Score stages on the validation faces and say what to type next.
 
@@ -197,6 +211,7 @@ def stage_result(
         stages: Stage name to its checkpoint.
         run: The folder, as the user should read it.
         build: What `edgeface build` would take, or None while stages are missing.
+        forest: The teacher's forests, where there are some; scored beside it.
     """
     from rich.console import Group
 
@@ -205,20 +220,24 @@ def stage_result(
     from edgeface.tasks import TASKS
 
     note("scoring on the validation faces …")
-    scores = {name: _score(checkpoint, data) for name, checkpoint in stages.items()}
+    scores = {name: _score(checkpoint.folder, data) for name, checkpoint in stages.items()}
+    titles = {name: f"{name} ({checkpoint.network.backbone})" for name, checkpoint in stages.items()}
+    if forest is not None:
+        scores["forest"] = _score(forest, data)
+        titles = {"teacher": titles["teacher"], "forest": "forest on its features", **titles}
     tables = []
     for number, source in enumerate(data.val):
-        found = {name: scores[name][number].tasks for name in stages}
+        found = {name: scores[name][number].tasks for name in titles}
         first = next(iter(found.values()))
         metrics = {task: main_metric(TASKS[task], first.get(task, {})) for task in recipe.tasks}
         columns = [f"{source}, {scores[next(iter(stages))][number].samples} faces"]
         columns += [f"{task}\n{metric}" for task, metric in metrics.items()]
         rows = [
             [
-                f"{name} ({checkpoint.network.backbone})",
+                title,
                 *(f"{found[name][t][m]:.4g}" if m in found[name].get(t, {}) else "-" for t, m in metrics.items()),
             ]
-            for name, checkpoint in stages.items()
+            for name, title in titles.items()
         ]
         tables.append(table(columns, rows))
     payload = {
@@ -229,13 +248,11 @@ def stage_result(
                 "folder": str(checkpoint.folder),
                 "sha256": checkpoint.sha256,
                 "training": dict(checkpoint.manifest["training"]),
-                "val": {
-                    evaluation.source: {task: dict(values) for task, values in evaluation.tasks.items()}
-                    for evaluation in scores[name]
-                },
+                "val": _plain(scores[name]),
             }
             for name, checkpoint in stages.items()
         },
+        **({} if forest is None else {"forest": {"folder": str(forest), "val": _plain(scores["forest"])}}),
     }
     following = (
         f"edgeface build {build} --target android"
@@ -245,9 +262,13 @@ def stage_result(
     return Result(payload=payload, text=Group(*tables, f"run:  {run}", f"next: {following}"))
 
 
-def _score(checkpoint: Checkpoint, data: TrainingData) -> list[Evaluation]:
+def _plain(evaluations: Sequence[Evaluation]) -> dict[str, object]:
+    return {each.source: {task: dict(values) for task, values in each.tasks.items()} for each in evaluations}
+
+
+def _score(folder: Path, data: TrainingData) -> list[Evaluation]:
     from edgeface.evaluate import evaluate
     from targets.runners import open_model
 
-    runner = open_model(checkpoint.folder)
-    return [evaluate(runner, part, model=checkpoint.kind) for part in data.validation(runner.spec.input_px)]
+    runner = open_model(folder)
+    return [evaluate(runner, part, model=folder.name) for part in data.validation(runner.spec.input_px)]

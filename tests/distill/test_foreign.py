@@ -171,6 +171,10 @@ def test_outputs_of_others_teach_under_our_names() -> None:
         in_our_words(theirs, {"sxe": "gender"}, where="theirs")
     with pytest.raises(ConfigError, match="one of the recipe's tasks: 'landmarks5', 'gender'"):
         taught_tasks(in_our_words(theirs, {"sex": "smile", "gender": "pose"}, where="t"), STUDENT, where="theirs")
+    with pytest.raises(ConfigError, match="a mean shape of 0 points"):
+        taught_tasks(
+            replace(STUDENT, outputs=(replace(STUDENT.output("landmarks5"), mean_shape=()),)), STUDENT, where="theirs"
+        )
     reversed_classes = replace(output_spec("gender"), classes=("female", "male"))
     with pytest.raises(ConfigError, match="'female', 'male'"):
         taught_tasks(replace(STUDENT, outputs=(reversed_classes,)), STUDENT, where="theirs")
