@@ -10,6 +10,7 @@ import argparse
 import importlib.metadata
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -90,6 +91,37 @@ _NEXT = {
     "amd64": "edgeface check BUNDLE --on ssh:USER@HOST",
 }
 
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A program of the system that edgeface starts.
+
+    Attributes:
+        name: What it is called here.
+        commands: Names it goes by; the first one found is taken.
+        debian: The Debian package that has it.
+        use: What for.
+    """
+
+    name: str
+    commands: tuple[str, ...]
+    debian: str
+    use: str
+
+
+PROGRAMS = (
+    Program(name="ssh", commands=("ssh",), debian="openssh-client", use="checking on a board: check --on ssh:…"),
+    Program(name="adb", commands=("adb",), debian="adb", use="checking on a phone: check --on adb"),
+    # Not one of the system's: processors are described to the one release that was measured.
+    Program(name="qemu", commands=(), debian="qemu-user-static", use="imitating ARM64 processors: check --on arm64"),
+    Program(
+        name="chromium",
+        commands=("chromium", "chromium-browser", "google-chrome"),
+        debian="chromium",
+        use="the tests that look at reports",
+    ),
+)
+
 # What a reader would otherwise take for more than it is; off a Mac only.
 NOTES = {"ios": "edgeface executes the saved package itself; Core ML's own predict needs macOS and is NOT_RUN here"}
 
@@ -153,6 +185,21 @@ def _find(name: str) -> Path | None:
             return runtime.find("amd64")
         case _:
             return tflite214.find()
+
+
+def find_program(program: Program) -> str:
+    """Where a program lies; "" when it is not there."""
+    if program.commands:
+        return next(filter(None, map(shutil.which, program.commands)), "")
+    from targets.devices.arm64 import find_emulator
+
+    return str(find_emulator() or "")
+
+
+def _to_install(program: Program) -> str:
+    if program.commands:
+        return f"sudo apt-get install {program.debian}"
+    return f"edgeface doctor --install arm64 (fetches {program.debian}, without root)"
 
 
 def _size_bytes(folder: Path) -> int:
@@ -229,6 +276,17 @@ def report(probes: dict[str, Probe]) -> Result:
                 "install": "" if folder is not None else f"edgeface doctor --install {name}",
             }
         )
+    places = {program.name: find_program(program) for program in PROGRAMS}
+    programs = [
+        {
+            "program": program.name,
+            "path": places[program.name],
+            "use": program.use,
+            "debian": program.debian,
+            "install": "" if places[program.name] else _to_install(program),
+        }
+        for program in PROGRAMS
+    ]
     payload: dict[str, object] = {
         "schema": 1,
         "edgeface": __version__,
@@ -238,6 +296,7 @@ def report(probes: dict[str, Probe]) -> Result:
         "packages": packages,
         "targets": targets,
         "runtimes_apart": apart,
+        "programs": programs,
         "data": {"EDGEFACE_DATA": os.environ.get("EDGEFACE_DATA", "")},
     }
     nothing = not any(target["builds"] and target["runs"] for target in targets)
@@ -273,4 +332,10 @@ def _text(payload: dict[str, object]) -> str:
         if not runtime["folder"]:
             state = f"not installed; optional: {runtime['install']}"
         lines.append(f"  {runtime['runtime']:<{width}}  {state}  ({runtime['use']})")
+    programs = payload["programs"]
+    assert isinstance(programs, list)
+    lines.append("")
+    for program in programs:
+        state = program["path"] or f"not there; optional: {program['install']}"
+        lines.append(f"  {program['program']:<{width}}  {state}  ({program['use']})")
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgeface.cli import doctor
-from edgeface.cli.doctor import PACKAGES, TARGET_PACKAGES, Package, Probe, probe, report
+from edgeface.cli.doctor import PACKAGES, PROGRAMS, TARGET_PACKAGES, Package, Probe, find_program, probe, report
 
 WELL = {package.name: Probe(version="1.0", fault="") for package in PACKAGES}
 
@@ -114,3 +114,43 @@ def test_the_report_needs_no_linux(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
     assert report(WELL).exit_code == 0
+
+
+def _programs(text: str, payload: object) -> dict[str, dict[str, str]]:
+    found = {entry["program"]: entry for entry in json.loads(json.dumps(payload))["programs"]}
+    assert found.keys() == {"ssh", "adb", "qemu", "chromium"}
+    assert all(entry["use"] in text for entry in found.values())
+    return found
+
+
+def test_programs_that_are_not_there_name_their_debian_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEFACE_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    result = report(WELL)
+
+    found = _programs(str(result.text), result.payload)
+    assert {name: entry["path"] for name, entry in found.items()} == dict.fromkeys(found, "")
+    assert found["ssh"]["install"] == "sudo apt-get install openssh-client"
+    assert "edgeface doctor --install arm64" in found["qemu"]["install"]
+    assert all(entry["install"] in str(result.text) for entry in found.values())
+    assert result.exit_code == 0, "none of them is needed to build"
+
+
+def test_programs_that_are_there_say_where_twin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from targets.devices import arm64
+
+    for name in ("ssh", "adb", "google-chrome"):
+        (tmp_path / name).write_text("#!/bin/sh\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(arm64, "find_emulator", lambda: tmp_path / "qemu-aarch64")
+
+    result = report(WELL)
+
+    found = _programs(str(result.text), result.payload)
+    assert found["chromium"]["path"] == str(tmp_path / "google-chrome")
+    assert found["qemu"]["path"] == str(tmp_path / "qemu-aarch64")
+    assert {entry["install"] for entry in found.values()} == {""}
+    assert "not there" not in str(result.text)
+    assert all(find_program(program) == found[program.name]["path"] for program in PROGRAMS)
