@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeface.config import from_plain, to_plain
-from edgeface.errors import ConfigError, ModelError
+from edgeface.errors import ConfigError, ModelError, UnsupportedError
 from edgeface.files import read_json, sha256_file, write_folder, write_json
 from edgeface.specs import STAGES, ModelSpec, NetworkSpec
 
@@ -137,6 +137,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
     Raises:
         ModelError: It is missing, incomplete, altered, or of another schema.
+        UnsupportedError: It holds a forest or stored answers, which are no network.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -145,6 +146,13 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         manifest = read_json(path)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise _broken(path, f"not JSON ({error})") from error
+    if isinstance(manifest, dict) and manifest.get("kind") in ("forest", "answers"):
+        raise UnsupportedError(
+            "a random forest on a teacher's features" if manifest["kind"] == "forest" else "a teacher's stored answers",
+            expected="the checkpoint of a network: trees and stored answers have no form in any target's files",
+            where=str(folder),
+            do="Distil a student from it (distill.classifier, teacher.frozen), and name that",
+        )
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or manifest.get("kind") not in STAGES:
         raise _broken(path, "not a checkpoint manifest of schema 1")
     files = manifest.get("files")
