@@ -80,7 +80,7 @@ def _payload(found: Sweep) -> dict[str, object]:
         "noisy": found.noisy,
         "conditions": found.conditions,
         "csv": str(found.folder / CSV),
-        "plot": str(found.folder / PLOT),
+        "plot": str(found.folder / PLOT) if (found.folder / PLOT).is_file() else "",
         "report": str(found.folder / PAGE),
     }
 
@@ -119,5 +119,7 @@ def _rendered(found: Sweep) -> RenderableType:
     if found.running:
         names = ", ".join(each.label for each in found.running)
         parts.append(f"other processes are at {names}: type the same command again for the whole table")
-    parts += ["", f"table:  {found.folder / CSV}", f"plot:   {found.folder / PLOT}", f"report: {found.folder / PAGE}"]
+    parts += ["", f"table:  {found.folder / CSV}"]
+    parts += [f"plot:   {found.folder / PLOT}"] if (found.folder / PLOT).is_file() else []
+    parts += [f"report: {found.folder / PAGE}"]
     return Group(*parts)

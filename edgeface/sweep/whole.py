@@ -253,6 +253,8 @@ def _together(setting: Setting, every: Sequence[Combination], queue: Queue) -> S
         write_bytes(folder / CSV, csv_text(found, tasks=metrics).encode())
         if chart is not None:
             write_bytes(folder / PLOT, chart.png())
+        else:
+            (folder / PLOT).unlink(missing_ok=True)  # of an earlier table
         text = page(
             found,
             name=setting.recipe.name,

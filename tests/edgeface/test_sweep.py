@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +17,17 @@ import pytest
 
 from edgeface.cli.main import main
 from edgeface.config import load_recipe
-from edgeface.errors import ConfigError, UsageError
+from edgeface.errors import (
+    BudgetError,
+    ConfigError,
+    DataError,
+    EdgefaceError,
+    InterruptedRun,
+    OutputError,
+    UnsupportedError,
+    UsageError,
+)
+from edgeface.specs import SweepSpec
 from edgeface.sweep import study as claims
 from edgeface.sweep.study import Claim, Finished, Queue, open_storage, open_study
 from edgeface.sweep.trials import Combination, combinations, trial_recipe
@@ -439,3 +451,51 @@ def test_a_packaged_sweep_takes_the_teacher_of_the_recipe_it_names(sweep: str, r
         assert getattr(one, name) == getattr(other, name), name
     assert (one.data.train, one.data.val, one.data.pack_px) == (other.data.train, other.data.val, other.data.pack_px)
     assert len(combinations(one)) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("error", "code", "state"),
+    [
+        (BudgetError("a file is off", where="edge_s.w8a8.tflite"), 1, "FAILED"),
+        (DataError("the loss is nan at step 3"), 1, "FAILED"),
+        (UnsupportedError("no such layer"), 0, "REFUSED"),
+        (OutputError("cannot write (no space left on device)"), 2, ""),
+        (InterruptedRun("stopped at step 3 of 9"), 130, ""),
+    ],
+)
+def test_a_trial_that_fails_is_told_and_what_is_no_fault_of_its_own_stops_the_sweep(
+    swept: Path,
+    recipe: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: EdgefaceError,
+    code: int,
+    state: str,
+) -> None:
+    folder = swept.parent / f"fails-{type(error).__name__}-{code}"
+    words = ["sweep", str(recipe), "--out", str(folder), "--set", 'sweep.students=["edge_s"]', "--json"]
+
+    def fails(*_: object) -> dict[str, object]:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("edgeface.sweep.trials._carry_out", fails)
+        assert main(words) == code
+    payload = json.loads(capsys.readouterr().out)
+    if state:
+        assert [(each["state"], each["reason"]) for each in payload["trials"]] == [(state, str(error))] * 2
+        assert payload["left"] == 0
+    else:
+        assert payload["error"]["found"].endswith(error.found)
+        assert results(folder) == {}
+        assert main([*words, "--set", "sweep.trials=1"]) == 0  # nothing is held back: the same command goes on
+        assert results(folder)[LABELS[0]] == snapshot(swept)[LABELS[0]]
+
+
+def test_the_table_in_the_guide_holds_every_key_with_its_default_or_a_legal_value() -> None:
+    guide = (Path(__file__).resolve().parents[2] / "docs" / "sweep.md").read_text(encoding="utf-8")
+    table = tomllib.loads(guide.split("```toml\n")[1].split("```")[0])["sweep"]
+    assert set(table) == {field.name for field in dataclasses.fields(SweepSpec)}
+    words = [f"sweep.{key}={json.dumps(value)}" for key, value in table.items()]
+    assert len(combinations(load_recipe("demo", overrides=words))) == 8
