@@ -1,0 +1,75 @@
+"""The correlation of heads: rows by name, Pearson's formula, and weights that are known to be alike."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.correlation import by_point, correlations, picture, weight_rows
+from edgeface.models.network import MultiTaskNetwork, build_network, model_spec
+from edgeface.specs import NetworkSpec, output_spec
+
+MEAN = tuple((0.2 + 0.1 * k, 0.5) for k in range(5))
+
+
+@pytest.fixture
+def network() -> MultiTaskNetwork:
+    spec = NetworkSpec(backbone="tcdcn", input_px=40)
+    outputs = [output_spec("landmarks5", mean_shape=MEAN), *(output_spec(name) for name in ("pose", "smile"))]
+    return build_network(spec, model_spec(spec, outputs), seed=0)
+
+
+def head(network: MultiTaskNetwork, name: str) -> nn.Linear:
+    layer = network.heads[name]
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
+def test_every_coordinate_and_class_is_a_row_and_two_classes_are_one(network: MultiTaskNetwork) -> None:
+    rows = weight_rows(network)
+    assert len(rows) == 10 + 5 + 1
+    assert list(rows)[:3] == ["landmarks5: left eye x", "landmarks5: left eye y", "landmarks5: right eye x"]
+    assert list(rows)[-2:] == ["pose: right profile", "smile"]
+    weights = head(network, "smile").weight.detach().double().numpy()
+    np.testing.assert_array_equal(rows["smile"], weights[1] - weights[0])
+
+
+def test_the_matrix_is_pearsons_correlation_written_as_loops(network: MultiTaskNetwork) -> None:
+    rows = weight_rows(network)
+    matrix, names = correlations(rows), list(rows)
+    for i, j in ((0, 12), (3, 15), (11, 14)):
+        first, second = rows[names[i]].tolist(), rows[names[j]].tolist()
+        a, b = (sum(values) / len(values) for values in (first, second))
+        top = sum((x - a) * (y - b) for x, y in zip(first, second, strict=True))
+        bottom = math.sqrt(sum((x - a) ** 2 for x in first) * sum((y - b) ** 2 for y in second))
+        assert matrix[i, j] == pytest.approx(top / bottom, rel=1e-9)
+        assert matrix[i, j] != pytest.approx(matrix[i, j - 1], rel=1e-3)  # the twin: the neighbour's
+
+
+def test_heads_that_share_weights_are_found_and_others_are_not(network: MultiTaskNetwork) -> None:
+    points = head(network, "landmarks5").weight
+    with torch.no_grad():
+        head(network, "smile").weight[0] = 0.0
+        head(network, "smile").weight[1] = -2.0 * points[7]  # the y of the left mouth corner
+    rows = weight_rows(network)
+    found = by_point(rows, correlations(rows))
+    assert found["smile"]["left mouth"] > 0.5
+    assert max(value for point, value in found["smile"].items() if point != "left mouth") < 0.3
+    assert correlations(rows)[list(rows).index("smile"), 7] == pytest.approx(-1.0)
+
+
+def test_the_picture_shows_the_matrix(network: MultiTaskNetwork, tmp_path: Path) -> None:
+    from PIL import Image
+
+    rows = weight_rows(network)
+    matrix = correlations(rows)
+    picture(rows, matrix, tmp_path / "one.png", title="x")
+    picture(rows, -matrix, tmp_path / "other.png", title="x")
+    one, other = (np.asarray(Image.open(tmp_path / name).convert("RGB"), int) for name in ("one.png", "other.png"))
+    assert one.shape == other.shape
+    assert (np.abs(one - other).sum(axis=2) > 60).mean() > 0.02  # the diagonal alone turns from red to blue
