@@ -322,7 +322,7 @@ def _open(
     spec, own = found.spec, found.precision
     if spec is None:
         kind.probe(found.file)
-        spec, own = _noted(found.file, kind)
+        spec, own = noted(found.file, kind)
         if precision is not None and own and precision != own:
             raise UsageError(f"{precision!r}", expected=repr(own), where=f"--precision for {path}")
     if described is None:
@@ -375,7 +375,7 @@ def reopen(
     assert found.file is not None
     kind = FORMATS[found.file.suffix]
     kind.load(runtime)
-    spec, own = (found.spec, found.precision) if found.spec is not None else _noted(found.file, kind)
+    spec, own = (found.spec, found.precision) if found.spec is not None else noted(found.file, kind)
     if described is not None:
         return partial(
             _open_described, found.file, described=described, runtime=runtime, precision=own, threads=threads
@@ -534,7 +534,7 @@ def _beside_manifest(path: Path, *, precision: str | None) -> Located:
     return found
 
 
-def _noted(path: Path, kind: Format) -> tuple[ModelSpec | None, str]:
+def noted(path: Path, kind: Format) -> tuple[ModelSpec | None, str]:
     """Spec and precision that a file of ours carries in its metadata."""
     note = kind.note(path)
     try:

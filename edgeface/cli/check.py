@@ -53,6 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a TOML or JSON file that says what a MODEL of others takes and answers",
     )
+    parser.add_argument(
+        "--verify-key",
+        type=Path,
+        metavar="PUB",
+        help="refuse a bundle that is not, file by file, what the other half of this ed25519 key (PEM) signed",
+    )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads; default: 1")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON object there")
 
@@ -67,6 +73,10 @@ def run(arguments: argparse.Namespace) -> Result:
 
     if arguments.threads < 1:
         raise UsageError(f"{arguments.threads} threads", expected="1 or more", where="--threads")
+    if arguments.verify_key is not None:
+        from targets.signing import public_key, verify
+
+        verify(arguments.model, key=public_key(arguments.verify_key))
     try:
         shipped = open_to_check(arguments.model, precisions=_listed(arguments.precision), described=arguments.spec)
         device = open_device(arguments.on, cpu=arguments.cpu)

@@ -30,7 +30,7 @@ from targets.devices.job import dequantize
 from targets.foreign import random_input, takes_pictures
 from targets.judge import FLOORS_DB, Codes
 from targets.protocol import FileRunner, Grids
-from targets.runners import FORMATS, MANIFEST, Located, is_bundle, locate
+from targets.runners import FORMATS, MANIFEST, Located, is_bundle, locate, noted
 
 FACES = 64
 
@@ -288,7 +288,7 @@ def _file(path: Path, located: Located, *, described: Path | None) -> Shipped:
     spec, precision = located.spec, located.precision
     if spec is None:
         kind.probe(path)
-        spec, precision = _noted(path, kind.note(path))
+        spec, precision = noted(path, kind)
     own = None if described is not None else spec
     # Beyond the protocol of runners, those of files are asked in the files' own terms.
     runner: Any = kind.open(path, spec=own, runtime=kind.runtimes[0], precision=precision, threads=1)
@@ -324,14 +324,6 @@ def _file(path: Path, located: Located, *, described: Path | None) -> Shipped:
     elif not found.spec.outputs:
         left_out.append("no task metrics: none of its outputs is named after a task (--spec FILE says which is which)")
     return replace(found, left_out=tuple(left_out))
-
-
-def _noted(path: Path, note: Mapping[str, Any]) -> tuple[ModelSpec | None, str]:
-    """Spec and precision that a file of ours carries; None of a file of others."""
-    try:
-        return from_plain(ModelSpec, note["model"], where=str(path)), str(note["precision"])
-    except (ConfigError, KeyError, TypeError):
-        return None, ""
 
 
 def _is_exact(path: Path, runner: FileRunner) -> bool:

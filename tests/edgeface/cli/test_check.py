@@ -122,6 +122,33 @@ def test_device_that_is_not_there_is_told_without_a_table() -> None:
     assert " ".join(text.split()) == "NOT_RUN out/android on adb no devices found"
 
 
+def test_what_was_compared_and_what_was_not_is_said() -> None:
+    row_alone = replace(row(), golden=None, reference="tflite-xnnpack")
+    found = replace(answer(row_alone), left_out=("no golden answers: those come with a bundle",))
+
+    text = printed(found)
+
+    assert "compared with what the same kernels answer here, in another process (4 inputs)\n" in text
+    assert "no golden answers" in text
+    assert found.as_json()["not_compared"] == ["no golden answers: those come with a bundle"]
+
+
+def test_bundle_leaves_nothing_out_twin() -> None:
+    others = replace(row("tflite-builtin"), reference="tflite-xnnpack")
+
+    text = printed(answer(replace(row(), reference="tflite-xnnpack"), others))
+
+    assert "what tflite-xnnpack answers here; the answers it was shipped with" in text
+    assert "no golden answers" not in text
+
+
+def test_nothing_is_said_of_what_was_not_run() -> None:
+    found = replace(answer(row(outcome="NOT_RUN", reason="no cable")), left_out=("no golden answers",))
+
+    assert found.compared == ()
+    assert "no golden answers" not in printed(found)
+
+
 @pytest.mark.parametrize(
     ("outcomes", "expected"),
     [
