@@ -172,13 +172,15 @@ def _labels(task: str, part: Pack) -> NDArray[Any]:
 @torch.no_grad()
 def _features(teacher: Checkpoint, part: Pack) -> NDArray[np.float32]:
     """(N, D) shared features of plain crops."""
-    network = load_network(teacher).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = load_network(teacher).eval()
+    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     taps = Taps(network, [FEATURES])
     found = []
     for start in range(0, len(part), _BATCH):
         images = torch.tensor(part.images[start : start + _BATCH]).permute(0, 3, 1, 2)  # a copy: packs are read-only
-        network(images.float().contiguous(memory_format=torch.channels_last))
-        found.append(taps.take()[0].flatten(1).numpy())
+        network(images.to(device).float().contiguous(memory_format=torch.channels_last))
+        found.append(taps.take()[0].flatten(1).cpu().numpy())
     return np.concatenate(found)
 
 
