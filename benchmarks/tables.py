@@ -43,6 +43,7 @@ from edgeface.metrics import confusion
 from edgeface.provenance import commit, cpu, versions
 from edgeface.specs import IMBALANCE_LOSSES, STAGES, Recipe
 from edgeface.tasks import TASKS, Kind
+from edgeface.verification import draw_pairs, score_pairs
 
 if TYPE_CHECKING:
     from edgeface.evaluate import Evaluation
@@ -394,12 +395,15 @@ def _scored(recipe: Recipe, folder: Path) -> Record:
 
 
 def _figures(evaluation: Evaluation, task: str) -> dict[str, float]:
-    """A task's scores, and of every task with classes the balanced accuracy too."""
+    """A task's scores, of every task with classes the balanced accuracy too, and identity over drawn pairs."""
     found = {name: float(value) for name, value in evaluation.tasks[task].items()}
     if TASKS[task].kind is Kind.CLASSES:
         counts = confusion(TASKS[task], evaluation.predictions[task], evaluation.labels[task])
         there = counts.sum(axis=1) > 0
         found["balanced_accuracy"] = float((counts.diagonal()[there] / counts.sum(axis=1)[there]).mean())
+    if TASKS[task].kind is Kind.IDENTITY:
+        pairs = draw_pairs(evaluation.keys, evaluation.labels[task])
+        found |= score_pairs(evaluation.predictions[task], evaluation.keys, pairs)
     return found
 
 
@@ -654,7 +658,7 @@ def _conditions(name: str, table: Table, good: Sequence[Record]) -> str:
     faces = {source: found["samples"] for record in good for source, found in record["test"].items()}
     steps = sorted({record["steps"] for record in good})
     text += "Reported on " + ", ".join(f"{source} ({n:,} faces)" for source, n in faces.items())
-    text += f", looked at once a training; mean ± standard deviation over {len(table.seeds)} seeds"
+    text += ", looked at once a training; mean ± standard deviation over the seeds there are"
     text += f"; {' or '.join(f'{n:,}' for n in steps)} steps each. "
     machines = sorted({f"{record['machine']}, torch {record['versions']['torch']}" for record in good})
     text += f"One thread of {'; '.join(machines)}. "

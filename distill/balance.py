@@ -27,7 +27,7 @@ class Balancer(nn.Module):
     Args:
         weights: Task name to its weight in the recipe, in order; the first is the main task.
         spec: The recipe's table.
-        features: Length of the vector that the heads read.
+        features: How many values of a sample the heads read.
     """
 
     def __init__(self, weights: Mapping[str, float], spec: BalancerSpec, *, features: int) -> None:
@@ -43,7 +43,7 @@ class Balancer(nn.Module):
         Args:
             losses: (T,) mean loss of each task over its labelled samples; 0 without any.
             present: (T,) 1 where the batch has a label of the task, else 0.
-            features: (B, D) what the heads read.
+            features: (B, D) what the heads read; (B, C, H, W) where they are branches of a map.
         """
         return (self.base * present * losses).sum()
 
@@ -152,8 +152,8 @@ class NaiveDynamic(Balancer):
         self.last: Tensor
 
     def shares(self, features: Tensor) -> Tensor:
-        """(B, D) features to (T,) weights that sum to T."""
-        logits = self.unit(F.normalize(features.detach().float(), dim=1))
+        """(B, D) features, or a map of D values a sample, to (T,) weights that sum to T."""
+        logits = self.unit(F.normalize(features.detach().float().flatten(1), dim=1))
         shares = len(self.tasks) * torch.softmax(logits, dim=1).mean(dim=0)
         self.last.copy_(shares.detach())
         return shares
@@ -375,7 +375,7 @@ def balancer(weights: Mapping[str, float], spec: BalancerSpec, *, features: int)
     Args:
         weights: Task name to its weight in the recipe; the first is the main task.
         spec: Its table.
-        features: Length of the vector that the heads read.
+        features: How many values of a sample the heads read.
     """
     return BALANCERS[spec.name](weights, spec, features=features)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -253,7 +254,8 @@ def watcher(
                     rows.setdefault(f"{task}.{key}", float(scores[key]))
             if objective is not None:
                 for output in model.outputs:
-                    if output.task in scored.labels:
+                    # Identity is judged by a classifier over training people, who are not those of a validation source.
+                    if output.task in scored.labels and TASKS[output.task].kind is not Kind.IDENTITY:
                         raw, labels = scored.outputs[output.name], scored.labels[output.task]
                         loss = objective.label_loss(output.name, torch.from_numpy(raw), torch.from_numpy(labels))
                         rows.setdefault(f"{output.task}.loss", loss)
@@ -522,7 +524,7 @@ def balancing_with(
     taps = Taps(network, [FEATURES])
     return Balancing(
         objective,
-        balancer(objective.weights, spec.balancer, features=layer_shapes(network)[FEATURES][0]),
+        balancer(objective.weights, spec.balancer, features=math.prod(layer_shapes(network)[FEATURES])),
         stopping=None if spec.stopping.mode == "none" else Stopping(tuple(objective.weights), spec.stopping),
         features=lambda: taps.take()[0],
         network=network,

@@ -141,6 +141,19 @@ def test_the_dynamic_layer_follows_its_own_loss_alone() -> None:
     assert not torch.allclose(gradients[2], wrong[1], atol=1e-3)
 
 
+def test_the_dynamic_layer_reads_a_map_as_its_values_laid_end_to_end() -> None:
+    """As the publication does, whose tasks branch off a map and not a vector."""
+    features = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    layer = balancer(TWO, BalancerSpec(name="dynamic"), features=18)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    found = layer.shares(features)
+    logits = nn.functional.normalize(features.reshape(4, 18), dim=1) @ layer.unit.weight.T + layer.unit.bias
+    assert torch.allclose(found, 2.0 * torch.softmax(logits, dim=1).mean(dim=0), atol=1e-6)
+    assert not torch.allclose(layer.shares(features.flip(1)), found, atol=1e-3), "twin: other places, other weights"
+
+
 def shares_of(parameters: list[Tensor]) -> Tensor:
     logits = nn.functional.normalize(FEATURES, dim=1) @ parameters[0].T + parameters[1]
     return torch.softmax(logits, dim=1).mean(dim=0)
