@@ -7,16 +7,18 @@ companions.safetensors   what was trained beside it (a classifier over people, â
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeface import limits
 from edgeface.config import from_plain, to_plain
 from edgeface.errors import ConfigError, ModelError, UnsupportedError
-from edgeface.files import read_json, sha256_file, write_folder, write_json
+from edgeface.files import is_plain_name, read_json, sha256_file, write_folder, write_json
 from edgeface.specs import STAGES, ModelSpec, NetworkSpec
+from edgeface.tasks import TASKS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,9 +67,12 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
+        if (size := path.stat().st_size) > limits.WEIGHTS_BYTES:
+            raise _broken(path, f"{size:,} bytes, where at most {limits.WEIGHTS_BYTES:,} are read")
         return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise _broken(path, f"cannot be read as safetensors ({error})") from error
+    # torch's own stand for dtypes it has no name for, and for shapes whose product overflows.
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError, MemoryError) as error:
+        raise _broken(path, f"cannot be read as safetensors ({type(error).__name__}: {str(error)[:200]})") from error
 
 
 def _broken(where: Path, found: str) -> ModelError:
@@ -144,7 +149,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         raise _broken(folder, f"no {MANIFEST}" if folder.is_dir() else "no such folder")
     try:
         manifest = read_json(path)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise _broken(path, f"not JSON ({error})") from error
     if isinstance(manifest, dict) and manifest.get("kind") in ("forest", "answers"):
         raise UnsupportedError(
@@ -159,7 +164,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     if not isinstance(files, dict) or WEIGHTS not in files:
         raise _broken(path, f"'files' does not list {WEIGHTS!r}")
     for name, digest in files.items():
-        if Path(name).name != name:
+        if not is_plain_name(name):
             raise _broken(path, f"file name {name!r} leads out of the folder")
         if not (folder / name).is_file():
             raise _broken(folder / name, "is missing")
@@ -167,7 +172,55 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             raise _broken(folder / name, "its content does not match the manifest's sha256")
     try:
         network = from_plain(NetworkSpec, manifest["network"], where="network")
-        model = from_plain(ModelSpec, manifest["model"], where="model")
+        model = read_model_spec(manifest["model"], where="model")
     except (ConfigError, KeyError) as error:
         raise _broken(path, f"its spec is not valid ({error})") from error
     return Checkpoint(folder=folder, kind=manifest["kind"], network=network, model=model, manifest=manifest)
+
+
+def read_model_spec(plain: Any, *, where: str) -> ModelSpec:
+    """A model's spec out of a manifest, fit to be built and decoded by: known tasks, sizes within limits.
+
+    Args:
+        plain: What `to_plain` gave, as read back from JSON.
+        where: The document, for the error.
+
+    Raises:
+        ConfigError: With every fault in `faults`.
+    """
+    spec: ModelSpec = from_plain(ModelSpec, plain, where=where)
+    faults: list[ConfigError] = []
+
+    def fault(key: str, found: object, expected: str) -> None:
+        faults.append(ConfigError(f"{found!r}"[:80], expected=expected, where=f"{where}.{key}"))
+
+    if not is_plain_name(spec.name):
+        fault("name", spec.name, "a name that can be a file's")
+    if not 1 <= spec.input_px <= limits.INPUT_PX:
+        fault("input_px", spec.input_px, f"1 to {limits.INPUT_PX}")
+    if 0.0 in spec.std:
+        fault("std", spec.std, "numbers other than 0")
+    names = [output.name for output in spec.outputs]
+    if not 1 <= len(names) <= limits.OUTPUTS or len(set(names)) != len(names):
+        fault("outputs", names, f"1 to {limits.OUTPUTS} outputs, each name once")
+    for place, output in enumerate(spec.outputs):
+        task = TASKS.get(output.task)
+        if task is None:
+            fault(f"outputs[{place}].task", output.task, f"one of {', '.join(map(repr, TASKS))}")
+        if not is_plain_name(output.name):
+            fault(f"outputs[{place}].name", output.name, "a name of letters, digits and underscores")
+        values = math.prod(output.shape)
+        if not output.shape or min(output.shape) < 1 or values > limits.OUTPUT_VALUES:
+            fault(
+                f"outputs[{place}].shape", output.shape, f"sides of 1 or more, at most {limits.OUTPUT_VALUES:,} values"
+            )
+        if output.mean_shape and task is not None and len(output.mean_shape) != task.points:
+            fault(f"outputs[{place}].mean_shape", len(output.mean_shape), f"{task.points} points")
+        if not 0.0 < output.threshold < 1.0:
+            fault(f"outputs[{place}].threshold", output.threshold, "a probability between 0 and 1")
+        if any(not 1 <= bins <= limits.OUTPUT_VALUES for bins in output.stages):
+            fault(f"outputs[{place}].stages", output.stages, "whole numbers of 1 or more")
+    if faults:
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise ConfigError(count, where=where, do="Correct each of these", faults=faults)
+    return spec

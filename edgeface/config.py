@@ -13,12 +13,13 @@ QAT's own epochs and learning rate.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import re
 import tomllib
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -200,10 +201,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(str(error), expected="a recipe in TOML", where=str(path)) from None
     try:
-        return tomllib.loads(text)
-    except RecursionError:
-        raise ConfigError("nested too deep", expected="TOML with few levels", where=str(path)) from None
-    except ValueError as error:  # tomllib's own, or a whole number of thousands of digits
+        return parse_toml(text)
+    except ValueError as error:
         reason, line = _toml_fault(error)
         raise ConfigError(
             reason,
@@ -211,6 +210,24 @@ def _read_toml(path: Path) -> dict[str, Any]:
             where=f"{path}:{line}" if line else str(path),
             do="Correct that line; strings need quotes and a key may stand only once",
         ) from None
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The tables of a TOML text from anyone.
+
+    Raises:
+        ValueError: It is no TOML, nested too deep, or has a whole number of thousands of digits or a key of hundreds of
+            parts, for which tomllib takes time by the square.
+    """
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.count(".") > limits.TOML_DOTS:
+            raise ValueError(
+                f"{line.count('.'):,} dots, at most {limits.TOML_DOTS} are read (at line {number}, column 1)"
+            )
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def _toml_fault(error: ValueError) -> tuple[str, int]:
@@ -294,7 +311,7 @@ def _read_spec(cls: type[Any], value: object, *, base: Any, path: str, faults: l
         faults.append(_wrong_type(value, "a table", path))
         return _FAULTY
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     before = len(faults)
     for key in value:
         if key not in fields:
@@ -341,6 +358,11 @@ def _read_spec(cls: type[Any], value: object, *, base: Any, path: str, faults: l
     return spec if len(faults) == before else _FAULTY
 
 
+@functools.cache  # resolving annotations takes longer than reading a spec
+def _hints(cls: Hashable) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
 def _default(field: dataclasses.Field[Any], base: Any) -> Any:
     if base is not None:
         return getattr(base, field.name)
@@ -355,7 +377,7 @@ def _read_value(hint: Any, value: object, *, base: Any, path: str, faults: list[
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         alone = getattr(hint, "ALONE", "")
         if alone and not isinstance(value, Mapping):
-            inner = typing.get_type_hints(hint)[alone]
+            inner = _hints(typing.cast(Any, hint))[alone]
             read = _read_value(inner, value, base=None, path=path, faults=faults)
             return read if isinstance(read, _Faulty) else hint(**{alone: read})
         return _read_spec(hint, value, base=base, path=path, faults=faults)

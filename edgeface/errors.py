@@ -31,6 +31,16 @@ def did_you_mean(found: str, options: Iterable[str]) -> str:
     return f"Did you mean {near[0]!r}?" if near else ""
 
 
+def _shown(text: str) -> str:
+    """Text that may quote a hostile file, fit for a terminal: what moves the cursor or has no encoding is escaped."""
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
 class EdgefaceError(Exception):
     """Base of every error edgeface raises on purpose.
 
@@ -57,7 +67,7 @@ class EdgefaceError(Exception):
             parts.append(f"Expected {self.expected}".rstrip("."))
         if self.do:
             parts.append(self.do.rstrip("."))
-        return ". ".join(parts) + ("" if parts[-1].endswith("?") else ".")
+        return _shown(". ".join(parts) + ("" if parts[-1].endswith("?") else "."))
 
     def as_json(self) -> dict[str, object]:
         """The `error` object of the command line's JSON contract."""

@@ -1,4 +1,4 @@
-"""Writing files so that nothing half-written is ever taken for whole: write aside, fsync, rename."""
+"""Files: written so that nothing half-written is ever taken for whole (aside, fsync, rename), read within limits."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from edgeface import limits
 from edgeface.errors import OutputError
 
 # What a place that cannot take an output answers: full, read-only, not ours, or a file where a folder should be.
@@ -78,9 +80,54 @@ def write_json(path: Path, value: object) -> None:
     write_bytes(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
-    """Parse a JSON file; json.JSONDecodeError and OSError are the caller's to explain."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_limited(path: Path, *, limit: int) -> bytes:
+    """The bytes of a plain file that has no more than `limit` of them.
+
+    Raises:
+        OSError: It cannot be opened or read.
+        ValueError: It is larger, or a pipe or device, which may never end.
+    """
+    # Opening a pipe would wait for a writer.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(descriptor, "rb") as stream:
+        found = os.fstat(descriptor)
+        if stat.S_ISDIR(found.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("not a plain file")
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"{max(found.st_size, len(content)):,} bytes, where at most {limit:,} are read")
+    return content
+
+
+def read_json(path: Path, *, limit: int = limits.MANIFEST_BYTES) -> Any:
+    """Parse a JSON file; its faults are the caller's to explain.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no JSON (NaN is none), no UTF-8, nested too deep, or larger than `limit` bytes.
+    """
+    text = read_limited(path, limit=limit).decode("utf-8")
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name}, which is no JSON")
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether a name from a manifest is that of a file in the manifest's own folder, on every system."""
+    return (
+        isinstance(name, str)
+        and 0 < len(name) <= 255
+        and name.isprintable()
+        and not set(name) & set('/\\:*?"<>|')
+        and name not in (".", "..")
+    )
 
 
 @contextlib.contextmanager

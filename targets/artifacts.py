@@ -48,7 +48,9 @@ def check(path: Path, recorded: Mapping[str, Any]) -> None:
     """
     if not path.exists():
         raise ModelError("is missing", expected="the file its manifest lists", where=str(path), do="Build it again")
-    expected = recorded.get("parts") or {path.name: recorded["sha256"]}
+    expected = recorded.get("parts") or {path.name: recorded.get("sha256")}
+    if not isinstance(expected, dict):
+        raise ModelError("no digests", expected="a sha256 for each part", where=str(path), do="Build it again")
     here = {part.relative_to(path.parent).as_posix(): part for part in parts(path)}
     for name in sorted({*expected, *here}):
         where = str(path.parent / name)

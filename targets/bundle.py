@@ -6,13 +6,17 @@ golden.npz              synthetic faces and the raw outputs of each file, so tha
 EdgeFace.kt             the same pre- and post-processing in the language of the target: Kotlin, Swift, Python and C++
 MODEL_CARD.md           licences, limits, measured figures
 scorecard.json          measured task by task; written by `edgeface build` when the data is there
+sbom.cdx.json           the tool-chain: packages, versions and licences
+manifest.sig            an ed25519 signature over manifest.json, which names every file's sha256; with --sign alone
 """
 
 from __future__ import annotations
 
-import json
+import io
 import math
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +25,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.checkpoint import Checkpoint
+from edgeface import limits
+from edgeface.checkpoint import Checkpoint, read_model_spec
 from edgeface.config import to_plain
 from edgeface.data.finder import DETECTORS
-from edgeface.errors import ModelError
-from edgeface.files import sha256_file, write_bytes, write_json
+from edgeface.errors import ConfigError, ModelError
+from edgeface.files import is_plain_name, read_json, read_limited, sha256_file, write_bytes, write_json
+from edgeface.precision import PRECISIONS
 from edgeface.provenance import commit, versions
 from edgeface.specs import ModelSpec, OutputSpec
 from edgeface.tasks import TASKS, Kind
@@ -37,6 +43,8 @@ from targets.model_card import model_card
 from targets.program import lossless_grid_of
 from targets.protocol import Grids
 from targets.runners import MANIFEST, open_file, open_model
+from targets.sbom import write_sbom
+from targets.signing import seal
 
 SCHEMA = 1
 GOLDEN = "golden.npz"
@@ -152,6 +160,9 @@ def write_bundle(
         "licences": sorted({licence for source in provenances for licence in source["licences"]}),
         "research_only": any(source["research_only"] for source in provenances),
         "versions": versions(),
+        "sbom": write_sbom(
+            folder, name=spec.name, target=target, files={name: entry["sha256"] for name, entry in entries.items()}
+        ),
         "commit": commit(),
         **({} if ios is None else {"ios": ios}),
     }
@@ -159,13 +170,14 @@ def write_bundle(
     for name, text in generate(manifest).items():
         write_bytes(folder / name, text.encode())
     write_model_card(folder)
+    seal(folder)
 
 
 def write_model_card(folder: Path) -> None:
     """Write MODEL_CARD.md from the manifest and, when it is there, the scorecard."""
     manifest = read_bundle(folder)
     path = folder / SCORECARD
-    scorecard = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    scorecard = read_json(path) if path.is_file() else None
     write_bytes(folder / CARD, model_card(manifest, scorecard).encode())
 
 
@@ -232,12 +244,168 @@ def read_bundle(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
     except (OSError, ValueError) as error:
         raise _no_bundle(folder, str(error)) from error
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or "target" not in manifest:
         raise _no_bundle(folder, "its manifest is of another kind")
+    if fault := _manifest_fault(manifest):
+        raise _no_bundle(folder, f"its manifest {fault}")
     return manifest
+
+
+def _manifest_fault(manifest: Mapping[str, Any]) -> str:
+    """What of the parts that are read by place has another form than `write_bundle` gave it; "" when nothing has."""
+    files, golden, outputs = (manifest.get(key) for key in ("files", "golden", "outputs"))
+    if not isinstance(manifest["target"], str) or manifest["target"] not in PRECISIONS:
+        return f"names target {str(manifest['target'])[:40]!r}"
+    if not isinstance(files, dict) or not files:
+        return "lists no files"
+    if not isinstance(golden, dict) or golden.get("file") != GOLDEN:
+        return f"names no {GOLDEN}"
+    if not isinstance(outputs, list) or not all(
+        isinstance(each, dict) and _is_text(each.get("name")) for each in outputs
+    ):
+        return "lists no outputs"
+    for name, entry in files.items():
+        if not is_plain_name(name):
+            return f"names a file {name!r}"
+        well_formed = (
+            isinstance(entry, dict)
+            and all(_is_text(entry.get(key)) for key in ("precision", "sha256", "golden_runtime"))
+            and isinstance(entry.get("float_layers"), list)
+            and all(map(_is_text, entry["float_layers"]))
+            and isinstance(entry.get("grids"), dict)
+            and all(map(_is_grid, entry["grids"].values()))
+        )
+        if not well_formed:
+            return f"says of {name!r} neither precision, digest, grids nor what answered the golden faces"
+    try:
+        spec = read_model_spec(manifest.get("model"), where="model")
+    except ConfigError as error:
+        return f"describes no network ({error})"
+    return _unlike(manifest, _form(spec, manifest), where="")
+
+
+def _form(spec: ModelSpec, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What `write_bundle` writes for a network of this kind, as far as it follows from the network."""
+    given = manifest.get("input")
+    floats = isinstance(given, dict) and given.get("type") == "float32"
+    return {
+        "name": spec.name,
+        "input": input_contract(spec, target=str(manifest["target"]), float_input=floats),
+        "crop": crop_contract(spec),
+        "outputs": [output_contract(output) for output in spec.outputs],
+        "files": {name: {"size_bytes": 0} for name in manifest["files"]},
+        "golden": {"faces": 0},
+        "commit": "a word or none",
+        "checkpoints": dict.fromkeys(_keys(manifest, "checkpoints"), "some words"),
+        "provenance": {stage: {"command": "some words", "seed": 0} for stage in _keys(manifest, "provenance")},
+        "versions": dict.fromkeys(_keys(manifest, "versions"), "some words"),
+        "licences": ["some words"] * len(_keys(manifest, "licences")),
+        "research_only": False,
+    }
+
+
+def _keys(manifest: Mapping[str, Any], key: str) -> list[Any]:
+    value = manifest.get(key)
+    return list(value) if isinstance(value, dict | list) else []
+
+
+def _unlike(value: Any, form: Any, *, where: str) -> str:
+    """Where a value has another form than it should; "" when it has the same. It may hold more.
+
+    Mappings have the form's keys and lists its length. Whole numbers and words without blanks, which generated code is
+    made of, are equal, except 0, which stands for any, and so are other numbers outside the crop; texts are printable.
+    """
+    if isinstance(form, dict):
+        if not isinstance(value, dict):
+            return f"has no table {where!r}"
+        missing = [key for key in form if key not in value]
+        if missing:
+            return f"lacks {f'{where}.{missing[0]}'.lstrip('.')!r}"
+        found = (_unlike(value[key], form[key], where=f"{where}.{key}".lstrip(".")) for key in form)
+        return next(filter(None, found), "")
+    if isinstance(form, list):
+        if not isinstance(value, list) or len(value) != len(form):
+            return f"has no list of {len(form)} at {where!r}"
+        pairs = enumerate(zip(value, form, strict=True))
+        return next(filter(None, (_unlike(each, of, where=f"{where}[{place}]") for place, (each, of) in pairs)), "")
+    if isinstance(form, str):
+        same = _is_text(value) and (" " in form or value == form)
+    elif isinstance(form, bool):
+        same = isinstance(value, bool)
+    elif isinstance(form, int):
+        same = type(value) is int and (value == form or form == 0)
+    elif form is None:
+        same = value is None
+    else:
+        number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
+        # How a crop lies about a face may change from one edgeface to the next; all else follows from the network.
+        same = number and (value == form or where.startswith("crop."))
+    return "" if same else f"says {str(value)[:40]!r} at {where!r}"
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value.isprintable()
+
+
+def _is_grid(grid: object) -> bool:
+    if not isinstance(grid, dict):
+        return False
+    scale, zero = grid.get("scale"), grid.get("zero_point")
+    return isinstance(scale, float) and 0.0 < scale < math.inf and type(zero) is int and -128 <= zero <= 255
+
+
+_LARGEST = float(np.finfo(np.float64).max)  # JSON's whole numbers may be larger
+
+# What zipfile and numpy raise at broken files, beside ValueError; RuntimeError stands for an encrypted member.
+_UNREADABLE = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, RuntimeError, TypeError),
+    *(SyntaxError, tokenize.TokenError),
+)
+
+
+def read_arrays(path: Path, *, limit: int) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz file; what their headers promise is added up before memory is set aside for any.
+
+    Args:
+        path: The file.
+        limit: Most bytes of all arrays together.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no such file, holds Python objects, or promises more than `limit` bytes.
+    """
+    content = read_limited(path, limit=limit)
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            members = archive.infolist()
+            if len(members) > limits.GOLDEN_ARRAYS:
+                raise ValueError(f"{len(members):,} arrays, where at most {limits.GOLDEN_ARRAYS:,} are read")
+            arrays: dict[str, NDArray[Any]] = {}
+            for member in members:
+                array = _read_array(archive, member, room=limit - sum(each.nbytes for each in arrays.values()))
+                arrays[member.filename.removesuffix(".npy")] = array
+            return arrays
+    except _UNREADABLE as error:
+        raise ValueError(f"{type(error).__name__}: {str(error)[:200]}") from error
+
+
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, *, room: int) -> NDArray[Any]:
+    with archive.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(stream)
+        if dtype.hasobject:
+            raise ValueError(f"{member.filename!r} holds Python objects")
+        size = math.prod(shape) * dtype.itemsize
+        if not 0 <= size <= room:
+            raise ValueError(f"{member.filename!r} promises {size:,} bytes, where {room:,} are left")
+        content = stream.read(size)
+        if len(content) != size or stream.read(1):  # reading on to the end also compares the CRC
+            raise ValueError(f"{member.filename!r} does not hold the {size:,} bytes its header promises")
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
 
 
 def read_golden(folder: Path) -> dict[str, NDArray[Any]]:
@@ -247,7 +415,7 @@ def read_golden(folder: Path) -> dict[str, NDArray[Any]]:
         ModelError: They are missing or altered.
     """
     path = folder / GOLDEN
-    recorded = read_bundle(folder).get("golden", {})
+    recorded = read_bundle(folder)["golden"]
     if not path.is_file() or sha256_file(path) != recorded.get("sha256"):
         raise ModelError(
             "missing or altered",
@@ -256,10 +424,16 @@ def read_golden(folder: Path) -> dict[str, NDArray[Any]]:
             do="Build or copy the bundle again",
         )
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        arrays = read_arrays(path, limit=limits.GOLDEN_BYTES)
+    except (OSError, ValueError) as error:
         raise ModelError(f"cannot be read ({error})", where=str(path), do="Build the bundle again") from error
+    images = arrays.get("images")
+    if images is None or images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not len(images):
+        found = "no pictures" if images is None else f"pictures {images.dtype} {images.shape}"
+        raise ModelError(found, expected="uint8 (N, H, W, 3)", where=str(path), do="Build the bundle again")
+    if short := [name for name, values in arrays.items() if values.shape[:1] != images.shape[:1]]:
+        raise ModelError(f"{short[0]!r} without a row for each picture", where=str(path), do="Build the bundle again")
+    return arrays
 
 
 def verify(folder: Path, *, runtime: str | None = None, threads: int = 1) -> Sequence[Verified]:

@@ -639,7 +639,7 @@ def read_note(path: Path) -> dict[str, Any]:
     """What edgeface wrote into a package; {} when it is none of ours."""
     try:
         note = json.loads(read_model(path).description.metadata.userDefined[NOTE])
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return note if isinstance(note, dict) else {}
 
@@ -1263,7 +1263,7 @@ def _model_file(path: Path) -> Path:
         manifest = json.loads((path / "Manifest.json").read_text(encoding="utf-8"))
         inside = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
         file: Path = path / "Data" / inside
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _broken(path, f"Manifest.json names no model ({type(error).__name__}: {error})") from error
     if not file.resolve().is_relative_to(path.resolve()):
         raise _broken(path, f"Manifest.json points outside the package, to {inside!r}")

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import math
 import textwrap
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,10 +33,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.config import from_plain
+from edgeface import limits
+from edgeface.config import from_plain, parse_toml
 from edgeface.errors import ConfigError, UnsupportedError, did_you_mean
 from edgeface.evaluate import Outputs
-from edgeface.files import read_json
+from edgeface.files import read_json, read_limited
 from edgeface.specs import ModelSpec, OutputSpec
 from edgeface.tasks import TASKS, Kind, Task
 from targets.foreign import require_pictures
@@ -131,10 +131,13 @@ def read_description(path: Path) -> Description:
     if path.suffix not in (".toml", ".json"):
         raise ConfigError(f"{path.name!r}", expected="a file that ends in .toml or .json", where="--spec")
     try:
-        found = read_json(path) if path.suffix == ".json" else tomllib.loads(path.read_text(encoding="utf-8"))
+        if path.suffix == ".json":
+            found = read_json(path, limit=limits.RECIPE_BYTES)
+        else:
+            found = parse_toml(read_limited(path, limit=limits.RECIPE_BYTES).decode("utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot be read ({error.strerror})", expected="a file", where=where) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"not {path.suffix[1:].upper()} ({error})", expected="a description", where=where) from None
     if not isinstance(found, dict):
         raise ConfigError("not a table", expected="[input] and [[outputs]]", where=where)

@@ -6,6 +6,7 @@ Nothing here knows what a network is: tensors, constants, operations in executio
 from __future__ import annotations
 
 import importlib
+import math
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.errors import MissingToolError
+from edgeface import limits
+from edgeface.errors import MissingToolError, ModelError
 
 IDENTIFIER = b"TFL3"
 
@@ -35,21 +37,35 @@ class Flatbuffer:
     """A TFLite file as objects.
 
     Args:
-        content: The file; one that LiteRT loads.
+        content: The file.
 
     Attributes:
         model: The schema's ModelT, every buffer inside it.
         tensors: TensorT of the first subgraph, by index.
         operators: OperatorT of the first subgraph, in execution order.
+
+    Raises:
+        ModelError: It is no whole TFLite file, or refers to tensors, buffers or operator codes that it does not have.
     """
 
     def __init__(self, content: bytes) -> None:
         schema = _schema()
-        self.model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
-        for buffer in self.model.buffers:
-            if buffer.offset > 1:  # stored behind the flatbuffer
-                buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
-                buffer.offset = buffer.size = 0
+        try:
+            _require_few_objects(schema.Model.GetRootAsModel(content, 0), size=len(content))
+            self.model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
+            for buffer in self.model.buffers:
+                if buffer.offset > 1:  # stored behind the flatbuffer
+                    buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
+                    buffer.offset = buffer.size = 0
+            _require_whole(self.model)
+        # The schema's generated readers check nothing: what a wrong offset raises is struct.error, IndexError, …
+        except Exception as error:
+            reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            raise ModelError(
+                f"not a whole TFLite file ({reason[:200]})",
+                expected="a flatbuffer whose offsets and indices lie inside it",
+                do="Copy or build it again",
+            ) from error
 
     def pack(self) -> bytes:
         """The file, with the operator codes that its operators use."""
@@ -74,8 +90,15 @@ class Flatbuffer:
 
     @property
     def input(self) -> int:
-        """Index of the first input tensor."""
-        return int(self.model.subgraphs[0].inputs[0])
+        """Index of the first input tensor.
+
+        Raises:
+            ModelError: There is none.
+        """
+        inputs = self.model.subgraphs[0].inputs
+        if not inputs:
+            raise ModelError("no input", expected="a network that takes a picture", do="Name another file")
+        return int(inputs[0])
 
     @property
     def outputs(self) -> dict[str, int]:
@@ -86,7 +109,8 @@ class Flatbuffer:
 
     def kind(self, operator: Any) -> str:
         """Builtin name of an operator."""
-        return _names("BuiltinOperator")[_builtin(self.model.operatorCodes[operator.opcodeIndex])]
+        code = _builtin(self.model.operatorCodes[operator.opcodeIndex])
+        return _names("BuiltinOperator").get(code, f"BUILTIN_{code}")
 
     def version(self, operator: Any) -> int:
         """Version of its operation that an operator asks for."""
@@ -100,7 +124,8 @@ class Flatbuffer:
 
     def dtype(self, index: int) -> str:
         """The schema's name of a tensor's type."""
-        return _names("TensorType")[self.tensors[index].type]
+        code = int(self.tensors[index].type)
+        return _names("TensorType").get(code, f"TYPE_{code}")
 
     def scales(self, index: int) -> NDArray[np.float32]:
         """Quantization scales of a tensor; empty when it has none."""
@@ -119,12 +144,24 @@ class Flatbuffer:
         return 0 if quantization is None else int(quantization.quantizedDimension)
 
     def constant(self, index: int) -> NDArray[Any] | None:
-        """A constant's values, or None when the tensor is computed."""
+        """A constant's values, or None when the tensor is computed.
+
+        Raises:
+            ModelError: Its bytes are not those of its type and shape.
+        """
         data = self.model.buffers[self.tensors[index].buffer].data
         dtype = _DTYPES.get(self.dtype(index))
         if data is None or dtype is None:
             return None
-        return np.frombuffer(np.asarray(data, np.uint8).tobytes(), dtype).reshape(self.shape(index))
+        try:
+            return np.frombuffer(np.asarray(data, np.uint8).tobytes(), dtype).reshape(self.shape(index))
+        except ValueError as error:
+            raise ModelError(
+                f"{len(data):,} bytes for a constant {self.dtype(index)} {self.shape(index)}",
+                expected="as many as its type and shape need",
+                where=self.name(index),
+                do="Copy or build it again",
+            ) from error
 
     def rename(self, index: int, name: str) -> None:
         self.tensors[index].name = name.encode()
@@ -238,7 +275,8 @@ class Flatbuffer:
         """A metadata entry's bytes."""
         for entry in self.model.metadata or []:
             if _text(entry.name) == name:
-                return np.asarray(self.model.buffers[entry.buffer].data, np.uint8).tobytes()
+                data = self.model.buffers[entry.buffer].data
+                return b"" if data is None else np.asarray(data, np.uint8).tobytes()
         return None
 
     def set_metadata(self, name: str, value: bytes) -> None:
@@ -248,6 +286,79 @@ class Flatbuffer:
         entry.name, entry.buffer = name.encode(), len(self.model.buffers)
         self.model.buffers.append(buffer)
         self.model.metadata = [*(kept for kept in self.model.metadata or [] if _text(kept.name) != name), entry]
+
+
+def _require_few_objects(model: Any, *, size: int) -> None:
+    """Refuse a file whose offsets lead to the same objects again and again, before they are all read.
+
+    A file of 1 MB could name one list of 100,000 tensors 100,000 times.
+    """
+    room = min(limits.TFLITE_OBJECTS, size // 4)  # each object costs an honest file at least an offset of 4 bytes
+    letters = size
+
+    def spend(objects: int) -> None:
+        nonlocal room
+        room -= objects
+        if room < 0:
+            raise ValueError(f"more objects than a file of {size:,} bytes has, or than {limits.TFLITE_OBJECTS:,}")
+
+    spend(model.BuffersLength() + model.OperatorCodesLength() + model.MetadataLength() + model.MetadataBufferLength())
+    spend(model.SubgraphsLength() + model.SignatureDefsLength())
+    for place in range(model.SubgraphsLength()):
+        graph = model.Subgraphs(place)
+        spend(graph.TensorsLength() + graph.OperatorsLength() + graph.InputsLength() + graph.OutputsLength())
+        for index in range(graph.TensorsLength()):
+            tensor = graph.Tensors(index)
+            letters -= len(tensor.Name() or b"")
+            if letters < 0:
+                raise ValueError("names longer than the file")
+            spend(tensor.ShapeLength() + tensor.ShapeSignatureLength() + tensor.VariantTensorsLength())
+        for index in range(graph.OperatorsLength()):
+            operator = graph.Operators(index)
+            spend(operator.InputsLength() + operator.OutputsLength() + operator.IntermediatesLength())
+    for place in range(model.SignatureDefsLength()):
+        signature = model.SignatureDefs(place)
+        spend(signature.InputsLength() + signature.OutputsLength())
+
+
+def _require_whole(model: Any) -> None:
+    """Refuse a file that refers to what it does not have; later readers index without looking."""
+    if not model.subgraphs or not model.buffers:
+        raise ValueError("no network in it")
+    for graph in model.subgraphs:
+        tensors, operators = graph.tensors or [], graph.operators or []
+        for tensor in tensors:
+            _require_index(tensor.buffer, model.buffers, "buffer")
+            shape = [] if tensor.shape is None else [int(side) for side in tensor.shape]
+            if any(side < 0 for side in shape) or math.prod(shape) >= 2**40:
+                raise ValueError(f"a tensor of shape {shape[:8]}")
+            tensor.shape = shape
+        graph.tensors, graph.operators = tensors, operators
+        graph.inputs, graph.outputs = _listed(graph.inputs), _listed(graph.outputs)
+        for index in (*graph.inputs, *graph.outputs):
+            _require_index(index, tensors, "tensor")
+        for operator in operators:
+            _require_index(operator.opcodeIndex, model.operatorCodes or [], "operator code")
+            operator.inputs, operator.outputs = _listed(operator.inputs), _listed(operator.outputs)
+            for index in (*operator.inputs, *operator.outputs):
+                if index != -1:  # left out
+                    _require_index(index, tensors, "tensor")
+    for signature in model.signatureDefs or []:
+        signature.inputs, signature.outputs = signature.inputs or [], signature.outputs or []
+        _require_index(signature.subgraphIndex, model.subgraphs, "subgraph")
+        for entry in (*signature.inputs, *signature.outputs):
+            _require_index(entry.tensorIndex, model.subgraphs[signature.subgraphIndex].tensors, "tensor")
+    for entry in model.metadata or []:
+        _require_index(entry.buffer, model.buffers, "buffer")
+
+
+def _listed(indices: Any) -> list[int]:
+    return [] if indices is None else [int(index) for index in indices]
+
+
+def _require_index(index: Any, of: Sequence[Any], kind: str) -> None:
+    if not 0 <= int(index) < len(of):
+        raise ValueError(f"{kind} {int(index)} of {len(of)}")
 
 
 class _AlignedBuffer:
@@ -294,12 +405,12 @@ def macs(content: bytes) -> int:
     total = 0
     for operator in file.operators:
         kind = file.kind(operator)
-        if kind not in LAYERS:
+        if kind not in LAYERS or len(operator.inputs) < 2 or not operator.outputs or -1 in operator.inputs[:2]:
             continue
         weight, made = file.shape(int(operator.inputs[1])), file.shape(int(operator.outputs[0]))
         # Every weight meets every output position once, OHWI or, depthwise, 1HWO alike.
         positions = made[:-1] if kind == "FULLY_CONNECTED" else made[1:3]
-        total += int(np.prod(positions)) * int(np.prod(weight))
+        total += math.prod(positions) * math.prod(weight)
     return total
 
 
@@ -336,5 +447,5 @@ def _builtin(code: Any) -> int:
     return int(max(code.builtinCode, code.deprecatedBuiltinCode))
 
 
-def _text(name: bytes | str) -> str:
-    return name.decode() if isinstance(name, bytes) else name
+def _text(name: bytes | str | None) -> str:
+    return name.decode(errors="replace") if isinstance(name, bytes) else name or ""

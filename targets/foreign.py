@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,16 +17,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from edgeface import limits
 from edgeface.errors import ModelError, UnsupportedError
 from edgeface.specs import ModelSpec, OutputSpec
 from edgeface.tasks import TASKS, Kind
 from targets.protocol import Port
 
-TRIAL_S = 120.0
+# Set by the process itself before it loads anything: a hook between fork and exec is not safe where there are threads.
+_CONFINED = """
+import sys
+try:
+    import resource
+except ImportError:  # Windows has no such limits; time is limited from outside
+    resource = None
+if resource is not None:
+    memory, seconds = int(sys.argv[2]), int(sys.argv[3])
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+"""
 
 
 def try_apart(program: str, path: Path, *, runtime: str, expected: str) -> None:
-    """Load and run a file in a process of its own, which a broken one may take down.
+    """Load and run a file in a process of its own, which a broken one may take down, with limits on time and memory.
 
     Args:
         program: Python that does so with the path in sys.argv[1].
@@ -30,25 +48,55 @@ def try_apart(program: str, path: Path, *, runtime: str, expected: str) -> None:
         expected: What the file should be, for the error.
 
     Raises:
-        ModelError: It could not be run.
+        ModelError: It could not be run, or not within `limits.TRIAL_S` and `limits.TRIAL_MEMORY_BYTES`.
     """
+    seconds, memory = limits.TRIAL_S, limits.TRIAL_MEMORY_BYTES
+    argv = [sys.executable, "-c", _CONFINED + program, str(path), str(memory), str(math.ceil(seconds))]
+    with tempfile.TemporaryFile() as words:
+        # A session of its own, so that whatever it starts ends with it.
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=words, start_new_session=True
+        )
+        late = verbose = False
+        end = time.monotonic() + seconds
+        try:
+            while process.poll() is None and not (late or verbose):
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=min(0.2, max(0.0, end - time.monotonic())))
+                late = time.monotonic() >= end
+                verbose = os.fstat(words.fileno()).st_size > limits.TRIAL_WORDS_BYTES
+        finally:
+            if process.poll() is None:
+                _end(process)
+        words.seek(max(0, os.fstat(words.fileno()).st_size - 4096))
+        said = words.read().decode("utf-8", errors="replace")
+    if process.returncode == 0:
+        return
+    if late or process.returncode == -getattr(signal, "SIGXCPU", 0):
+        found, do = f"did not run in {runtime} within {seconds:g} s", "Do not ship it"
+    elif verbose:
+        found, do = f"{runtime} does not stop writing messages about it", "Do not ship it"
+    else:
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        reason = lines[-1][-300:] if lines and process.returncode > 0 else f"ended by signal {-process.returncode}"
+        out_of_memory = any(word in said for word in ("MemoryError", "bad_alloc", "Cannot allocate memory"))
+        reason = f"it wants more than {memory:,} bytes of memory" if out_of_memory else _printable(reason)
+        found, do = f"{runtime} cannot run it ({reason})", "Copy or build it again"
+    raise ModelError(found, expected=expected, where=str(path), do=do)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and whatever it started."""
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", program, str(path)],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=TRIAL_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ModelError(f"did not run within {TRIAL_S:.0f} s", expected=expected, where=str(path)) from error
-    if done.returncode != 0:
-        lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
-        reason = lines[-1].strip()[-300:] if lines and done.returncode > 0 else f"ended by signal {-done.returncode}"
-        raise ModelError(
-            f"{runtime} cannot run it ({reason})", expected=expected, where=str(path), do="Copy or build it again"
-        )
+        os.killpg(process.pid, signal.SIGKILL)
+    except (AttributeError, ProcessLookupError, PermissionError):  # Windows, or it ended meanwhile
+        process.kill()
+    process.wait()
+
+
+def _printable(text: str) -> str:
+    """Text of a stranger, fit for a terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def minimal_spec(name: str, *, side: int, outputs: Mapping[str, tuple[int, ...]]) -> ModelSpec:

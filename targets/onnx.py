@@ -603,7 +603,7 @@ def read_note(path: Path) -> dict[str, Any]:
         if entry.key == NOTE:
             try:
                 note = json.loads(entry.value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return {}
             return note if isinstance(note, dict) else {}
     return {}

@@ -135,7 +135,7 @@ def read_note(path: Path) -> dict[str, Any]:
         root = ElementTree.parse(path).getroot()
         entry = root.find(f"rt_info/{NOTE}")
         found = json.loads(entry.attrib["value"]) if entry is not None else {}
-    except (ElementTree.ParseError, KeyError, ValueError, OSError):
+    except (ElementTree.ParseError, KeyError, ValueError, OSError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -231,6 +231,7 @@ def open_model(
     threads: int = 1,
     described: str | Path | None = None,
     device: str = "cpu",
+    verify_key: str | Path | None = None,
 ) -> TimedRunner:
     """Open a run, a checkpoint, a bundle or a model file.
 
@@ -241,13 +242,19 @@ def open_model(
         threads: CPU threads of each run.
         described: A --spec file that says what a model file means, in place of what stands in or beside it.
         device: One of DEVICES, for checkpoints; files run on the CPU.
+        verify_key: An ed25519 public key (PEM): refuse what is not a bundle, or a file of one, that its holder signed.
 
     Raises:
-        ModelError: Nothing there, or it is broken.
+        ModelError: Nothing there, it is broken, or its signature does not hold.
         UnsupportedError: The runtime cannot run this kind of model.
         ConfigError: What the description has wrong or leaves open.
         MissingToolError: The runtime or the device is not here, or edgeface does not speak to it yet.
     """
+    if verify_key is not None:
+        from targets.signing import public_key, verify
+
+        folder = Path(path) if is_bundle(Path(path)) else Path(path).parent
+        verify(folder, key=public_key(Path(verify_key)))
     return _open(path, runtime=runtime, precision=precision, threads=threads, described=described, device=device)[0]
 
 

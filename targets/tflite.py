@@ -153,7 +153,7 @@ def read_note(path: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(note)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -16,6 +16,7 @@ PACKAGES = ("edgeface", "distill", "quantize", "targets")
 RANKS = {
     "edgeface": 0,
     "edgeface.errors": 0,
+    "edgeface.limits": 0,
     "edgeface.tasks": 1,
     "edgeface.precision": 1,
     "edgeface.specs": 1,
@@ -56,6 +57,7 @@ TOOLKITS = {
     "tensorflow": "targets/litert.py",
     "tflite_runtime": "targets/interpreter.py",
     "torchao": "",
+    "cryptography": "targets/signing.py",
 }
 
 # Scripts that are copied to other machines and import nothing of ours: file to the tool-kit it runs there.

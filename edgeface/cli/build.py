@@ -52,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--release", action="store_true", help="refuse weights that learnt from research-only faces")
     parser.add_argument(
+        "--sign", type=Path, metavar="KEY", help="sign each bundle with this ed25519 key (PEM): writes manifest.sig"
+    )
+    parser.add_argument(
         "-o", "--out", type=Path, default=Path("out"), metavar="DIR", help="bundles go to DIR/TARGET; default: out"
     )
 
@@ -65,6 +68,10 @@ def run(arguments: argparse.Namespace) -> Result:
         raise UsageError(
             "--auto and --precision", expected="one of them: --auto chooses the precision", where="edgeface build"
         )
+    if arguments.sign is not None:
+        from targets.signing import private_key
+
+        private_key(arguments.sign)  # before minutes of building
     checkpoint = newest_run() if arguments.checkpoint is None else arguments.checkpoint
     targets = TARGETS if arguments.target == "all" else (arguments.target,)
     wanted = {target: _accepted(arguments, target) for target in targets}
@@ -112,7 +119,16 @@ def run(arguments: argparse.Namespace) -> Result:
     built = [
         _Built(folder, seconds=seconds[target], cards=_score(checkpoint, folder)) for target, folder in folders.items()
     ]
+    for folder in folders.values():
+        _seal(folder, key=arguments.sign)
     return _result(checkpoint, built, missing, found)
+
+
+def _seal(folder: Path, *, key: Path | None) -> None:
+    """Have the manifest name what scoring added, and sign it where a key was given."""
+    from targets.signing import private_key, seal
+
+    seal(folder, key=None if key is None else private_key(key))
 
 
 def _search(checkpoint: Path) -> Found:

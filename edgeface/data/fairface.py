@@ -118,8 +118,13 @@ def age_bin(text: str) -> str | None:
     if len(parts) != 2:
         return None
     # A date that is written without its year comes back as day-month or month-day, with or without leading zeros.
-    numbers = [
-        _MONTHS.index(part[:3]) + 1 if part[:3] in _MONTHS else int(part) if part.isdigit() else -1 for part in parts
-    ]
+    numbers = [_number(part) for part in parts]
     dates = {(3, 9): "3-9", (9, 3): "3-9", (10, 19): "10-19", (19, 10): "10-19", (10, 2019): "10-19"}
     return dates.get((numbers[0], numbers[1])) if any(part[:3] in _MONTHS for part in parts) else None
+
+
+def _number(part: str) -> int:
+    """Month by name, or a day, month or year in digits; -1 for anything else."""
+    if part[:3] in _MONTHS:
+        return _MONTHS.index(part[:3]) + 1
+    return int(part) if part.isdecimal() and len(part) <= 4 else -1

@@ -35,7 +35,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.data.corpus import Corpus, Labels, is_validation, unlabelled
-from edgeface.data.images import read_image, read_size
+from edgeface.data.images import MISSING, read_image, read_size
+from edgeface.data.listing import leads_out, table_lines
 from edgeface.errors import DataError, UsageError, did_you_mean
 from edgeface.tasks import TASKS, Kind, Task
 
@@ -169,18 +170,17 @@ class _Row:
 def _read_rows(listing: Path, source: str) -> tuple[list[str], list[_Row]]:
     """Column names and rows."""
     try:
-        with listing.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, skipinitialspace=True)
-            columns = [name.strip() for name in next(reader, [])]
-            rows = [
-                _Row(
-                    line=reader.line_num,
-                    fields=len(fields),
-                    cells=dict(zip(columns, map(str.strip, fields), strict=False)),
-                )
-                for fields in reader
-                if fields
-            ]
+        reader = csv.reader(table_lines(listing), skipinitialspace=True)
+        columns = [name.strip() for name in next(reader, [])]
+        rows = [
+            _Row(
+                line=reader.line_num,
+                fields=len(fields),
+                cells=dict(zip(columns, map(str.strip, fields), strict=False)),
+            )
+            for fields in reader
+            if fields
+        ]
     except FileNotFoundError:
         raise DataError(
             f"{listing} is missing",
@@ -188,7 +188,7 @@ def _read_rows(listing: Path, source: str) -> tuple[list[str], list[_Row]]:
             where=source,
             do="Write one: a file_name column, and one column for each task",
         ) from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{listing} cannot be read ({error})", expected="a UTF-8 CSV file", where=source) from None
     twice = [name for name, count in Counter(columns).items() if count > 1]
     if "file_name" not in columns or twice:
@@ -286,10 +286,12 @@ def _check_width(row: _Row, columns: list[str], *, where: str) -> None:
 def _size(file: Path, size_of: Callable[[Path], tuple[int, int]], *, name: str, where: str) -> tuple[int, int]:
     if not name:
         raise DataError("no file name", expected="a path", where=where, do=_REPAIR)
+    if wrong := leads_out(name):
+        raise DataError(wrong, expected="a path inside the folder", where=where, do=_REPAIR)
     try:
         return size_of(file)
     except DataError as error:
-        reason = "unreadable picture" if file.is_file() else "missing picture"
+        reason = "missing picture" if error.found == MISSING else "unreadable picture"
         raise DataError(f"{reason}: {name!r} ({error.found})", expected=error.expected, where=where) from None
 
 
@@ -344,7 +346,7 @@ def _label(task: Task, row: _Row, points: Mapping[str, str], *, where: str) -> N
     if task.kind is Kind.CLASSES:
         if cell in task.classes:
             return task.classes.index(cell)
-        if cell.isdigit() and int(cell) < len(task.classes):
+        if cell.isdecimal() and len(cell) < 4 and int(cell) < len(task.classes):
             return int(cell)
         allowed = f"one of {', '.join(map(repr, task.classes))}, or an index from 0 to {len(task.classes) - 1}"
         raise DataError(f"wrong {task.name}: {cell!r}", expected=allowed, where=where, do=_REPAIR)

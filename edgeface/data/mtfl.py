@@ -28,9 +28,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeface import limits
 from edgeface.data.corpus import Corpus, is_validation
-from edgeface.data.images import read_image, read_size
+from edgeface.data.images import MISSING, read_image, read_size
+from edgeface.data.listing import leads_out
 from edgeface.errors import DataError, UsageError
+from edgeface.files import read_limited
 
 VERSION = 1
 SPLITS = ("train", "val", "test")
@@ -103,7 +106,7 @@ def read(
         raise UsageError(f"split {split!r}", expected=f"one of {', '.join(map(repr, SPLITS))}", where=source)
     listing = path / ("testing.txt" if split == "test" else "training.txt")
     try:
-        lines = listing.read_text(encoding="utf-8").splitlines()
+        lines = read_limited(listing, limit=limits.LABEL_BYTES).decode("utf-8").splitlines()
     except FileNotFoundError:
         raise DataError(
             f"{listing} is missing",
@@ -111,7 +114,7 @@ def read(
             where=source,
             do="Set EDGEFACE_DATA to the folder that holds mtfl, or type the path: mtfl:PATH",
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{listing} cannot be read ({error})", expected="a text file", where=source) from None
 
     keys: list[str] = []
@@ -131,6 +134,8 @@ def read(
             continue
         try:
             row = _parse(words, where=where)
+            if wrong := leads_out(key):
+                raise DataError(wrong, expected="a path inside the corpus", where=where)
             file = path / key
             width, height = _size(file, size_of, where=where)
             crop = nominal_crop(key.split("/")[0], width, height)
@@ -202,5 +207,5 @@ def _size(file: Path, size_of: Callable[[Path], tuple[int, int]], *, where: str)
     try:
         return size_of(file)
     except DataError as error:
-        reason = "missing picture" if not file.exists() else "unreadable picture"
+        reason = "missing picture" if error.found == MISSING else "unreadable picture"
         raise DataError(f"{reason}: {file.name!r} ({error.found})", expected=error.expected, where=where) from None

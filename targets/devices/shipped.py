@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeface.config import from_plain
+from edgeface.checkpoint import read_model_spec
 from edgeface.errors import ConfigError, ModelError, UnsupportedError, UsageError
 from edgeface.evaluate import Outputs, evaluation_pack
 from edgeface.specs import ModelSpec
@@ -215,7 +215,7 @@ def open_bundle(folder: Path, *, precisions: Sequence[str] = (), names: Sequence
                 golden=True,
             )
     try:
-        spec = from_plain(ModelSpec, manifest["model"], where=str(folder))
+        spec = read_model_spec(manifest["model"], where=str(folder))
     except (ConfigError, KeyError) as error:
         raise ModelError(f"a model spec that is not valid ({error})", where=str(folder)) from error
     return Shipped(

@@ -1,0 +1,1058 @@
+"""Does a reader answer every hostile file with an error of edgeface's own, in bounded time?
+
+    python -m benchmarks.fuzz NAME|all [--inputs 100000] [--seed 0] [--out FILE.json]
+    python -m benchmarks.fuzz NAME --again SEED:INDEX --keep FOLDER       the files of one input, to look at
+
+Inputs are mutations of whole files: bytes flipped, cut, repeated and exchanged; values of JSON and TOML replaced,
+removed and moved; headers of safetensors and .npy rewritten with their lengths put right; checksums and digests put
+right as well, so that the readers behind them are reached. Each input is a pure function of seed and index. A reader
+may return or raise EdgefaceError; anything else, and more than `SLOW_S` of CPU time or `MEMORY_BYTES`, is found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import csv
+import functools
+import hashlib
+import io
+import json
+import math
+import random
+import resource
+import shutil
+import signal
+import struct
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeface.errors import EdgefaceError
+
+SLOW_S = 10.0
+MEMORY_BYTES = 6 << 30  # of address space, torch's reserve included
+ROOT = Path(__file__).resolve().parent.parent
+
+Files = dict[str, bytes]
+
+# Values that have broken readers of JSON, TOML, CSV and manifests before, here or elsewhere.
+_VALUES: tuple[Any, ...] = (
+    *(None, True, False, 0, -1, 1, 2, 255, 2**31, 2**63, 2**64, -(2**63) - 1, 10**400, 0.0, -0.0, 0.5, 1e308, 1e-320),
+    *(math.nan, math.inf, -math.inf, "", " ", "a", "0", "²", "٣", "1e999", "nan", "\0", "a\0b", "\ud800", "\u202e"),
+    *(
+        "../../etc/passwd",
+        "/etc/passwd",
+        "C:\\windows",
+        ".",
+        "..",
+        "a/b",
+        "a" * 5000,
+        "[bold]x[/bold]",
+        "\x1b[2J",
+        "{}",
+    ),
+    *([], {}, [[]], [None], [0] * 50, {"a": 1}, [{}], ["a", 1], {"": {}}, {"schema": 1}),
+)
+_WORDS = (
+    *(
+        b"\0",
+        b"\xff",
+        b"\xff\xfe",
+        b"\xef\xbb\xbf",
+        b"\r",
+        b"\n",
+        b"\r\n",
+        b"\t",
+        b",",
+        b'"',
+        b"'",
+        b"-1",
+        b"1e999",
+        b"nan",
+    ),
+    *(
+        b"inf",
+        b"../",
+        b"/",
+        b"\\",
+        b"0",
+        b"99999999999999999999",
+        b"=",
+        b"[",
+        b"]",
+        b"{",
+        b"}",
+        b"\x80",
+        b"\xc2\xb2",
+        b"#",
+    ),
+    *(
+        b"%s",
+        b"\xed\xa0\x80",
+        b"x" * 300,
+        b"\x7f\xff\xff\xff",
+        b"\xff\xff\xff\xff",
+        b"\x00\x00\x00\x80",
+        b" ",
+        b"  ",
+        b";",
+    ),
+)
+
+
+class SlowError(BaseException):
+    """A reader took more than SLOW_S; no reader catches it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """What is fuzzed.
+
+    Attributes:
+        make: A random generator to the files of one input.
+        read: Reads them in their folder; returns, or raises EdgefaceError.
+    """
+
+    make: Callable[[random.Random], Files]
+    read: Callable[[Path], object]
+
+
+# -- mutations ---------------------------------------------------------------------------------------------------------
+
+
+def mutate_bytes(dice: random.Random, content: bytes) -> bytes:
+    """A few changes at random places."""
+    data = bytearray(content)
+    for _ in range(1 << dice.randrange(4)):
+        size = len(data)
+        at = dice.randrange(size + 1)
+        kind = dice.randrange(8)
+        if kind == 0 and size:
+            data[min(at, size - 1)] ^= 1 << dice.randrange(8)
+        elif kind == 1 and size:
+            data[min(at, size - 1)] = dice.randrange(256)
+        elif kind == 2:
+            data[at:at] = dice.choice(_WORDS)
+        elif kind == 3:
+            del data[at : at + dice.choice((1, 2, 4, 16, size))]
+        elif kind == 4 and size:
+            start = dice.randrange(size)
+            data[at:at] = data[start : start + dice.choice((1, 4, 32, 256))]
+        elif kind == 5 and size >= 4:
+            place = dice.randrange(size - 3)
+            number = dice.choice((0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, size, dice.randrange(2**32)))
+            data[place : place + 4] = struct.pack(dice.choice("<>") + "I", number)
+        elif kind == 6 and size:
+            start = dice.randrange(size)
+            length = dice.choice((1, 2, 4, 8, 64))
+            data[at : at + length] = data[start : start + length]
+        elif kind == 7:
+            word = dice.choice(_WORDS)
+            data[at : at + len(word)] = word
+    return bytes(data)
+
+
+def mutate_tree(dice: random.Random, value: Any) -> Any:
+    """A copy of plain values with a few of them replaced, removed, repeated or exchanged."""
+    tree = copy.deepcopy(value)
+    for _ in range(1 << dice.randrange(3)):
+        holders = list(_holders(tree))
+        if not holders:
+            return _value(dice)
+        holder = dice.choice(holders)
+        keys = list(holder) if isinstance(holder, dict) else list(range(len(holder)))
+        kind = dice.randrange(6)
+        if not keys or kind == 0:
+            if isinstance(holder, dict):
+                holder[dice.choice(("", "a", "schema", "name", "..", "\0", "files", "x" * 300))] = _value(dice)
+            else:
+                holder.append(_value(dice))
+            continue
+        key = dice.choice(keys)
+        if kind == 1:
+            del holder[key]
+        elif kind == 2:
+            other = dice.choice(holders)
+            holder[key] = copy.deepcopy(other)
+        elif kind == 3 and isinstance(holder, list):
+            holder.extend(copy.deepcopy(holder[key]) for _ in range(dice.choice((1, 3, 100))))
+        elif kind == 3:
+            holder[mutate_word(dice, str(key))] = holder.pop(key)
+        elif kind == 4 and isinstance(holder[key], str):
+            holder[key] = mutate_word(dice, holder[key])
+        elif kind == 4 and isinstance(holder[key], int | float):
+            holder[key] = dice.choice(
+                (-holder[key], holder[key] + 1, holder[key] * 1000, str(holder[key]), [holder[key]])
+            )
+        else:
+            holder[key] = _value(dice)
+    return tree
+
+
+def mutate_word(dice: random.Random, word: str) -> str:
+    return mutate_bytes(dice, word.encode("utf-8", "replace")).decode("utf-8", "replace")
+
+
+def _holders(tree: Any) -> Iterator[Any]:
+    if isinstance(tree, dict | list):
+        yield tree
+        for item in tree.values() if isinstance(tree, dict) else tree:
+            yield from _holders(item)
+
+
+def _value(dice: random.Random) -> Any:
+    if dice.randrange(20) == 0:
+        deep: Any = 0
+        for _ in range(dice.choice((20, 150))):
+            deep = [deep] if dice.randrange(2) else {"a": deep}
+        return deep
+    return copy.deepcopy(dice.choice(_VALUES))
+
+
+def _json(dice: random.Random, tree: Any) -> bytes:
+    """JSON of a mutated tree, or of the whole one with its bytes mutated."""
+    kind = dice.randrange(40)
+    if kind == 0:
+        return b"[" * 100_000
+    if kind == 1:
+        return dice.choice(
+            (b"", b"null", b"[]", b"{}", b'"a"', b"1", b"\xff\xfe{\0}\0", b"9" * 5000, b'{"schema":' * 3000)
+        )
+    if kind < 10:
+        return mutate_bytes(dice, json.dumps(tree).encode())
+    with _long_numbers():
+        return json.dumps(mutate_tree(dice, tree)).encode()
+
+
+@contextlib.contextmanager
+def _long_numbers() -> Iterator[None]:
+    before = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(0)
+    try:
+        yield
+    finally:
+        sys.set_int_max_str_digits(before)
+
+
+# -- recipes -----------------------------------------------------------------------------------------------------------
+
+
+def _recipe() -> Reader:
+    from edgeface.config import RECIPES, load_recipe, to_plain
+
+    paths = [*sorted(RECIPES.glob("*.toml")), *sorted(RECIPES.glob("*/*.toml"))]
+    texts = [path.read_bytes() for path in paths]
+    plains = [to_plain(load_recipe(str(path))) for path in paths]
+
+    def make(dice: random.Random) -> Files:
+        kind = dice.randrange(50)
+        if kind == 0:
+            return {
+                "r.toml": dice.choice(
+                    (b"a=" + b"[" * 50_000, b"a." * 50_000 + b"a=1", b"a=0x" + b"f" * 50_000, b"[a]" * 9)
+                )
+            }
+        if kind < 15:
+            return {"r.toml": mutate_bytes(dice, dice.choice(texts))}
+        with _long_numbers():
+            return {"r.toml": _toml(mutate_tree(dice, dice.choice(plains))).encode("utf-8", "replace")}
+
+    return Reader(make=make, read=lambda folder: load_recipe(str(folder / "r.toml")))
+
+
+def _toml(tree: Any) -> str:
+    if not isinstance(tree, dict):
+        return f"value = {_toml_value(tree)}\n"
+    return "".join(f"{json.dumps(str(key))} = {_toml_value(item)}\n" for key, item in tree.items())
+
+
+def _toml_value(item: Any) -> str:
+    if isinstance(item, dict):
+        return "{" + ", ".join(f"{json.dumps(str(key))} = {_toml_value(each)}" for key, each in item.items()) + "}"
+    if isinstance(item, list):
+        return "[" + ", ".join(map(_toml_value, item)) + "]"
+    if isinstance(item, float) and not math.isfinite(item):
+        return str(item)
+    return json.dumps("" if item is None else item, ensure_ascii=False)
+
+
+# -- labels ------------------------------------------------------------------------------------------------------------
+
+
+def _metadata() -> Reader:
+    from edgeface.data import folder as reader
+    from edgeface.tasks import TASKS
+
+    names = [
+        "file_name",
+        "person",
+        "split",
+        "x",
+        "y",
+        "w",
+        "h",
+        "group_skin",
+        "identity",
+        "age",
+        "beauty_score",
+        "gender",
+    ]
+    names += ["smile", "expression", "attributes_acne", *(f"{axis}{point}" for point in range(1, 6) for axis in "xy")]
+    points = [str(value) for value in (10, 12, 30, 12, 20, 20, 12, 30, 28, 30)]
+    rows = [
+        names,
+        ["a.png", "ann", "train", "1", "2", "30", "30", "i", "7", "20-29", "0.5", "male", "1", "happy", "1", *points],
+        ["b.png", "bob", "val", "", "", "", "", "", "8", "31", "", "", "", "", "", *[""] * 10],
+        ["c/a.png", "", "test", "0", "0", "5", "9", "ii", "", "", "1", "female", "smiling", "0", "0", *points],
+        ["a.png", "ann", "train", "3", "2", "9", "9", "i", "7", "", "0", "0", "", "6", "", *points],
+    ]
+    picture = pictures_of_all_kinds()["rgb.png"]
+    assert "smile" in TASKS
+
+    def make(dice: random.Random) -> Files:
+        table = [list(row) for row in rows]
+        for _ in range(dice.randrange(4)):
+            row = dice.choice(table)
+            kind = dice.randrange(5)
+            at = dice.randrange(len(row)) if row else 0
+            if kind == 0:
+                row[at:at] = [str(_value(dice))]
+            elif kind == 1:
+                del row[at : at + dice.choice((1, 5))]
+            elif kind == 2:
+                for line in table:
+                    del line[at : at + 1]
+            elif row:
+                row[at] = str(_value(dice)) if dice.randrange(2) else mutate_word(dice, row[at])
+        text = io.StringIO()
+        with contextlib.suppress(csv.Error):
+            csv.writer(text).writerows(table)
+        content = text.getvalue().encode(
+            dice.choice(("utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "latin-1")), "replace"
+        )
+        content = mutate_bytes(dice, content) if dice.randrange(2) else content
+        return {"metadata.csv": content, "a.png": picture, "b.png": picture, "c/a.png": picture}
+
+    def read(folder: Path) -> object:
+        split = ("", "train", "val", "test")[(folder / "metadata.csv").stat().st_size % 4]
+        corpus = reader.read(folder, source="folder:x", split=split)
+        for index in range(len(corpus)):
+            corpus.load(index)
+        return corpus
+
+    return Reader(make=make, read=read)
+
+
+def _labels() -> Reader:
+    from importlib import import_module
+
+    votes = "neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF"
+    template = " ".join(["0.5"] * 378)
+    pixels = " ".join(str(value % 256) for value in range(2304))
+    mtfl = b" lfw_5590\\A_0001.jpg 10 12 30 12 20 1 2 3 4 5 1 2 2 3\n net_7876/b.jpg 1 2 3 4 5 6 7 8 9 10 2 1 1 5\n"
+    lists: dict[tuple[str, str], tuple[str, bytes, tuple[str, ...]]] = {
+        ("mtfl", "train"): ("training.txt", mtfl * 3, ("lfw_5590/A_0001.jpg", "net_7876/b.jpg")),
+        ("fairface", "val"): (
+            "fairface_label_val.csv",
+            b"file,age,gender,race,service_test\nval/1.jpg,20-29,Male,White,True\nval/2.jpg,03-Sep,Female,Indian,False\n",
+            ("val/1.jpg", "val/2.jpg"),
+        ),
+        ("mebeauty", "val"): (
+            "labels.csv",
+            b"image,split,beauty_1to10,gender,ethnicity\n"
+            b"images/a.jpg,val,5.5,male,asian\nimages/b.jpg,val,1,female,black\n",
+            ("images/a.jpg", "images/b.jpg"),
+        ),
+        ("ferplus", "val"): (
+            "fer2013new.csv",
+            f"Usage,Image name,{votes}\n"
+            "PublicTest,a.png,1,9,0,0,0,0,0,0,0,0\nPublicTest,b.png,0,0,0,0,0,0,0,9,0,0\n".encode(),
+            ("FER2013Valid/a.png", "FER2013Valid/b.png"),
+        ),
+        ("fer2013", "val"): (
+            "fer2013.csv",
+            f"emotion,pixels,Usage\n3,{pixels},PublicTest\n0,{pixels},PublicTest\n".encode(),
+            (),
+        ),
+        ("london", "test"): (
+            "labels.csv",
+            "image,set,expression,attractiveness_1to7,gender,age,ethnicity,landmarks189_xy_norm\n"
+            f"images/nf__001_03.jpg,neutral_front,neutral,3.5,male,24.5,white,{template}\n"
+            f"images/sf__002_08.jpg,smiling_front,smiling,,female,NA,black,{template}\n".encode(),
+            ("images/nf__001_03.jpg", "images/sf__002_08.jpg"),
+        ),
+    }
+    picture = pictures_of_all_kinds()["rgb.jpg"]
+    chosen = sorted(lists)
+    points = b"version: 1\nn_points: 68\n{\n" + b"12.5 13\n" * 68 + b"}\n"
+
+    def make(dice: random.Random) -> Files:
+        which = dice.randrange(len(chosen) + 1)
+        if which == len(chosen):
+            return {"face.pts": mutate_bytes(dice, points)}
+        name, content, pictures = lists[chosen[which]]
+        if dice.randrange(2):
+            lines = content.split(b"\n")
+            row = dice.randrange(len(lines))
+            words = lines[row].split(b"," if b"," in content else b" ")
+            words[dice.randrange(len(words))] = str(_value(dice)).encode("utf-8", "replace")
+            lines[row] = (b"," if b"," in content else b" ").join(words)
+            content = b"\n".join(lines)
+        else:
+            content = mutate_bytes(dice, content)
+        return {name: content, **dict.fromkeys(pictures, picture), "which": str(which).encode()}
+
+    def read(folder: Path) -> object:
+        if (folder / "face.pts").exists():
+            from edgeface.data.points import read_pts
+
+            return read_pts(folder / "face.pts")
+        corpus, split = chosen[int((folder / "which").read_text())]
+        module = import_module(f"edgeface.data.{corpus}")
+        found = module.read(folder, source=f"{corpus}@{split}", split=split)
+        for index in range(len(found)):
+            found.load(index)
+        return found
+
+    return Reader(make=make, read=read)
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def pictures_of_all_kinds() -> Mapping[str, bytes]:
+    """Small pictures in every form that a phone or scanner writes."""
+    from PIL import Image, PngImagePlugin
+
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    rgb = Image.fromarray(pixels)
+    turned = Image.Exif()
+    turned[0x0112], turned[0x010E] = 6, "a picture"
+    turned.get_ifd(0x8769)[0x9000] = b"0220"
+    words = PngImagePlugin.PngInfo()
+    words.add_text("comment", "x" * 40, zip=True)
+    words.add_itxt("title", "y")
+    deep = Image.fromarray(np.arange(192, dtype=np.uint16).reshape(12, 16) * 300)
+    made: list[tuple[str, Any, dict[str, Any]]] = [
+        ("rgb.jpg", rgb, {"quality": 80}),
+        ("progressive.jpg", rgb, {"progressive": True}),
+        ("exif.jpg", rgb, {"exif": turned, "dpi": (72, 72), "comment": b"c"}),
+        ("cmyk.jpg", rgb.convert("CMYK"), {}),
+        ("grey.jpg", rgb.convert("L"), {}),
+        ("rgb.png", rgb, {}),
+        ("palette.png", rgb.convert("P"), {"transparency": 3}),
+        ("alpha.png", rgb.convert("RGBA"), {"pnginfo": words, "exif": turned}),
+        ("deep.png", deep, {}),
+        ("bits.png", rgb.convert("1"), {}),
+        ("a.bmp", rgb, {}),
+        ("palette.bmp", rgb.convert("P"), {}),
+        ("a.gif", rgb, {"save_all": True, "append_images": [rgb.rotate(90)]}),
+        ("lossy.webp", rgb, {"exif": turned}),
+        ("lossless.webp", rgb.convert("RGBA"), {"lossless": True}),
+        ("a.ppm", rgb, {}),
+    ]
+    content = {}
+    for name, picture, options in made:
+        stream = io.BytesIO()
+        suffix = name.rpartition(".")[2]
+        picture.save(stream, format={"jpg": "JPEG"}.get(suffix, suffix.upper()), **options)
+        content[name] = stream.getvalue()
+    return content
+
+
+def _image() -> Reader:
+    from edgeface.data.images import read_image, read_size
+
+    pictures = list(pictures_of_all_kinds().values())
+
+    def make(dice: random.Random) -> Files:
+        content = mutate_bytes(dice, dice.choice(pictures))
+        if content[:4] == b"\x89PNG" and dice.randrange(2):
+            content = _with_checksums(content)
+        return {"a.jpg": content}
+
+    def read(folder: Path) -> object:
+        width, height = read_size(folder / "a.jpg")
+        if width * height > 2**22:  # a size that is allowed; time goes into pictures that decode to more than noise
+            return None
+        return read_image(folder / "a.jpg")
+
+    return Reader(make=make, read=read)
+
+
+def _with_checksums(png: bytes) -> bytes:
+    """A PNG file with the checksum of each chunk put right, so that its content is looked at."""
+    data, at = bytearray(png), 8
+    while at + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        end = at + 8 + length
+        if end + 4 > len(data):
+            break
+        struct.pack_into(">I", data, end, zlib.crc32(bytes(data[at + 4 : end])))
+        at = end + 4
+    return bytes(data)
+
+
+# -- checkpoints and bundles -------------------------------------------------------------------------------------------
+
+
+def _checkpoint() -> Reader:
+    from edgeface.checkpoint import MANIFEST, WEIGHTS, load_checkpoint, save_checkpoint
+    from edgeface.models.network import build_network, model_spec
+    from edgeface.specs import NetworkSpec, output_spec
+
+    network = NetworkSpec(backbone="edge_s", width=0.125, input_px=16)
+    model = model_spec(network, (output_spec("gender"), output_spec("landmarks5", mean_shape=((0.5, 0.5),) * 5)))
+    built = build_network(network, model, seed=0)
+    with tempfile.TemporaryDirectory() as name:
+        made = {"seed": 0, "licences": ["x"], "research_only": False}
+        folder = Path(name) / "c"
+        kept = dict(list(built.state_dict().items())[:6])
+        save_checkpoint(folder, kind="student", network=network, model=model, weights=kept, provenance=made)
+        manifest = json.loads((folder / MANIFEST).read_text())
+        weights = (folder / WEIGHTS).read_bytes()
+    (length,) = struct.unpack("<Q", weights[:8])
+    header, body = json.loads(weights[8 : 8 + length]), weights[8 + length :]
+
+    def make(dice: random.Random) -> Files:
+        tree, content = manifest, weights
+        kind = dice.randrange(4)
+        if kind == 0:
+            content = mutate_bytes(dice, weights)
+        elif kind == 1:
+            words = _json(dice, header)
+            content = struct.pack("<Q", dice.choice((len(words), len(words), len(words), 2**40))) + words + body
+        if kind != 3 and dice.randrange(8):
+            tree = {**tree, "files": {**tree["files"], WEIGHTS: hashlib.sha256(content).hexdigest()}}
+        return {MANIFEST: json.dumps(tree).encode() if kind < 2 else _json(dice, tree), WEIGHTS: content}
+
+    def read(folder: Path) -> object:
+        found = load_checkpoint(folder)
+        return found.sha256, found.weights(), found.companions()
+
+    return Reader(make=make, read=read)
+
+
+@functools.cache
+def bundle_manifest() -> dict[str, Any]:
+    """A manifest as `write_bundle` writes it, with the least provenance."""
+    from edgeface.config import to_plain
+    from edgeface.models.network import model_spec
+    from edgeface.specs import NetworkSpec, output_spec
+    from targets.bundle import GOLDEN, crop_contract, input_contract, output_contract
+
+    network = NetworkSpec(backbone="edge_s", width=0.125, input_px=16)
+    spec = model_spec(network, (output_spec("gender"), output_spec("landmarks5", mean_shape=((0.5, 0.5),) * 5)))
+    entry = {
+        "precision": "w8a8",
+        "size_bytes": 100,
+        "sha256": "",
+        "macs": 5,
+        "grids": {"gender": {"scale": 0.5, "zero_point": 3}},
+        "float_layers": [],
+        "golden_runtime": "tflite-xnnpack",
+    }
+    return {
+        "schema": 1,
+        "target": "android",
+        "name": spec.name,
+        "model": to_plain(spec),
+        "input": input_contract(spec),
+        "crop": crop_contract(spec),
+        "outputs": [output_contract(output) for output in spec.outputs],
+        "files": {"edge_s.w8a8.tflite": entry},
+        "golden": {"file": GOLDEN, "sha256": "", "faces": 2},
+        "checkpoints": {"student": "ab"},
+        "provenance": {"student": {"seed": 0, "command": "x", "licences": ["x"], "research_only": False}},
+        "licences": ["x"],
+        "research_only": False,
+        "versions": {"python": "3"},
+        "commit": "",
+    }
+
+
+def golden_arrays() -> dict[str, Any]:
+    faces = np.zeros((2, 16, 16, 3), np.uint8)
+    return {
+        "images": faces,
+        "w8a8/gender": np.zeros((2, 2), np.int8),
+        "w8a8/landmarks5": np.zeros((2, 10), np.float32),
+    }
+
+
+def npz(arrays: Mapping[str, Any]) -> bytes:
+    stream = io.BytesIO()
+    np.savez_compressed(stream, allow_pickle=False, **arrays)
+    return stream.getvalue()
+
+
+def with_digests(tree: Any, golden: bytes, file: bytes) -> Any:
+    tree = copy.deepcopy(tree)
+    with contextlib.suppress(KeyError, TypeError, IndexError):
+        tree["golden"]["sha256"] = hashlib.sha256(golden).hexdigest()
+    with contextlib.suppress(KeyError, TypeError, IndexError, AttributeError):
+        for entry in tree["files"].values():
+            entry["sha256"] = hashlib.sha256(file).hexdigest()
+    return tree
+
+
+def tiny_bundle() -> Files:
+    """The files of a whole bundle whose model is none."""
+    golden, file = npz(golden_arrays()), b"\x1c\0\0\0TFL3" + b"\0" * 92
+    manifest = with_digests(bundle_manifest(), golden, file)
+    return {"manifest.json": json.dumps(manifest).encode(), "golden.npz": golden, "edge_s.w8a8.tflite": file}
+
+
+def _bundle() -> Reader:
+    from targets.bundle import grids_of, judge_golden, read_bundle
+    from targets.codegen import generate
+    from targets.devices.shipped import open_bundle
+    from targets.model_card import model_card
+    from targets.runners import locate
+
+    files = tiny_bundle()
+    whole = json.loads(files["manifest.json"])
+
+    def make(dice: random.Random) -> Files:
+        return {**files, "manifest.json": _json(dice, whole)}
+
+    def read(folder: Path) -> object:
+        failed = None
+        steps: tuple[Callable[[], object], ...] = (
+            lambda: locate(folder),
+            lambda: locate(folder / "edge_s.w8a8.tflite"),
+            lambda: locate(folder, precision="w8a8"),
+            lambda: [grids_of(entry) for entry in read_bundle(folder)["files"].values()],
+        )
+        try:
+            steps[(folder / "manifest.json").stat().st_size % len(steps)]()
+        except EdgefaceError as error:
+            failed = error
+        shipped = open_bundle(folder)
+        manifest = dict(shipped.manifest)
+        for path in shipped.files:
+            found = {name: shipped.golden[f"w8a8/{name}"] for name in ("gender", "landmarks5")}
+            judge_golden(manifest, path.name, shipped.golden, found, runtime="tflite-xnnpack")
+        generate(manifest)
+        model_card(manifest, None)
+        if failed is not None:
+            raise failed
+        return shipped
+
+    return Reader(make=make, read=read)
+
+
+def _golden() -> Reader:
+    from targets.bundle import read_golden
+
+    plain = npz(golden_arrays())
+    headers = ("|u1", "<f4", "|O", "<U8", "|V0", "<i8", "|S4", "('<i4', (3,))", "<M8[s]", "[('a', '<i4')]")
+    shapes = (
+        "(2, 16, 16, 3)",
+        "(2, 2)",
+        "(1099511627776,)",
+        "(-1,)",
+        "(-2, -3)",
+        "()",
+        "(0,)",
+        "(2**3,)",
+        "(" * 500,
+        "'a'",
+    )
+
+    def make(dice: random.Random) -> Files:
+        kind = dice.randrange(4)
+        if kind == 0:
+            content = mutate_bytes(dice, plain)
+        else:
+            stream = io.BytesIO()
+            with zipfile.ZipFile(stream, "w", dice.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as archive:
+                for name, values in golden_arrays().items():
+                    member = io.BytesIO()
+                    np.save(member, values, allow_pickle=False)
+                    body = member.getvalue()
+                    if dice.randrange(3) == 0:
+                        body = mutate_bytes(dice, body)
+                    elif dice.randrange(3) == 0:
+                        descr, order = dice.choice(headers), dice.choice(("True", "False", "0"))
+                        head = f"{{'descr': {descr if descr[0] in '([' else repr(descr)}, 'fortran_order': {order}, "
+                        head += f"'shape': {dice.choice(shapes)}, }}\n"
+                        size = struct.pack("<H", dice.choice((len(head), len(head), 65535, 0)))
+                        body = b"\x93NUMPY" + dice.choice((b"\1\0", b"\1\0", b"\2\0", b"\3\0", b"\x09\0")) + size
+                        body += head.encode() + dice.choice((values.tobytes(), b"", b"\0" * 100_000, b"\x80\x04K\x01."))
+                    archive.writestr(dice.choice((f"{name}.npy",) * 8 + ("../x.npy", "/", "images.npy", name)), body)
+            content = stream.getvalue()
+            if kind == 1:
+                content = mutate_bytes(dice, content)
+        manifest = with_digests(bundle_manifest(), content, b"")
+        return {"manifest.json": json.dumps(manifest).encode(), "golden.npz": content}
+
+    return Reader(make=make, read=read_golden)
+
+
+# -- TFLite ------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def small_tflite() -> bytes:
+    """A convolution and a reshape with weights, a signature and a note."""
+    from targets.flatbuffer import Flatbuffer, import_tool, options
+
+    schema = import_tool("ai_edge_litert.schema_py_generated")
+    model, graph, code = schema.ModelT(), schema.SubGraphT(), schema.OperatorCodeT()
+    code.version, code.builtinCode, code.deprecatedBuiltinCode = 1, 3, 3
+    model.version, model.description = 3, b"small"
+    model.buffers, model.operatorCodes, model.subgraphs = [schema.BufferT()], [code], [graph]
+    graph.name, graph.tensors, graph.operators, graph.inputs, graph.outputs = b"main", [], [], [0], [3]
+    file = Flatbuffer.__new__(Flatbuffer)
+    file.model = model
+    file.add_tensor("image", (1, 4, 4, 3), "INT8")
+    file.add_constant("weight", np.ones((2, 1, 1, 3), np.int8))
+    file.add_constant("bias", np.ones(2, np.int32))
+    file.add_tensor("gender", (1, 4, 4, 2), "INT8")
+    file.set_grid(0, [0.5], [3])
+    file.set_grid(1, [0.5, 0.25], [0, 0])
+    conv = options("Conv2DOptionsT")
+    conv.strideH = conv.strideW = 1
+    graph.operators = [file.operator("CONV_2D", [0, 1, 2], [3], options=conv)]
+    signature, first, last = schema.SignatureDefT(), schema.TensorMapT(), schema.TensorMapT()
+    first.name, first.tensorIndex, last.name, last.tensorIndex = b"image", 0, b"gender", 3
+    signature.signatureKey, signature.inputs, signature.outputs = b"serving_default", [first], [last]
+    model.signatureDefs = [signature]
+    file.set_metadata("edgeface", json.dumps({"schema": 1, "precision": "w8a8"}).encode())
+    return file.pack()
+
+
+def _tflite() -> Reader:
+    from targets.flatbuffer import Flatbuffer, macs, operations
+    from targets.tflite import read_note
+
+    content = small_tflite()
+
+    def make(dice: random.Random) -> Files:
+        if dice.randrange(2):
+            return {"a.tflite": mutate_bytes(dice, content)}
+        data = bytearray(content)  # offsets and lengths stand on multiples of four
+        for _ in range(1 << dice.randrange(3)):
+            at = 4 * dice.randrange(len(data) // 4)
+            (now,) = struct.unpack_from("<i", data, at)
+            near = dice.choice(
+                (now + 1, now - 1, now + 4, now - 4, -now, now * 2, dice.randrange(len(data)), 0, -1, 2**31 - 1)
+            )
+            struct.pack_into("<i", data, at, max(-(2**31), min(2**31 - 1, near)))
+        return {"a.tflite": bytes(data)}
+
+    def read(folder: Path) -> object:
+        path = folder / "a.tflite"
+        data = path.read_bytes()
+        file = Flatbuffer(data)
+        read_note(path)
+        failed = None
+        for index in range(len(file.tensors)):
+            try:
+                file.constant(index)
+            except EdgefaceError as error:
+                failed = error
+            file.name(index), file.shape(index), file.dtype(index)
+            file.scales(index), file.zero_points(index), file.axis(index)
+        found = operations(data), macs(data), file.outputs, [file.version(each) for each in file.operators], file.input
+        if failed is not None:
+            raise failed
+        return found
+
+    return Reader(make=make, read=read)
+
+
+# -- devices -----------------------------------------------------------------------------------------------------------
+
+
+def _result() -> Reader:
+    from targets.devices.job import Slot, Subject, read_report
+
+    slots = {
+        "gender": Slot(dtype="int8", shape=(2,), scale=0.5, zero_point=3),
+        "landmarks5": Slot(dtype="float32", shape=(10,), scale=0.0, zero_point=0),
+    }
+    subject = Subject(path=Path("edge_s.w8a8.tflite"), runtime="tflite-xnnpack", slots=slots, sha256="ab" * 32)
+    answers = {"gender": np.zeros((2, 2), np.int8), "landmarks5": np.zeros((2, 10), np.float32)}
+    plain = npz(answers)
+    result = {
+        "schema": 1,
+        "nonce": "n",
+        "machine": {"system": "Linux", "machine": "aarch64", "model": "x", "cores": 4, "features": ["dotprod"]},
+        "versions": {"python": "3.11", "numpy": "2", "ai-edge-litert": "2"},
+        "files": [
+            {
+                "file": "edge_s.w8a8.tflite",
+                "sha256": "ab" * 32,
+                "runtime": "tflite-xnnpack",
+                "outputs": {
+                    name: {"dtype": slot.dtype, "scale": slot.scale, "zero_point": slot.zero_point}
+                    for name, slot in slots.items()
+                },
+                "answers": "0.npz",
+                "answers_sha256": "",
+                "latency": {"median_ms": 1.0, "p90_ms": 1.0, "p99_ms": 1.0, "runs": 5, "load_ms": 1.0},
+                "error": "",
+            }
+        ],
+    }
+    make_golden = _golden().make
+
+    def make(dice: random.Random) -> Files:
+        kind = dice.randrange(4)
+        content = plain
+        if kind == 0:
+            content = mutate_bytes(dice, plain)
+        elif kind == 1:
+            content = make_golden(dice)["golden.npz"]
+        tree = copy.deepcopy(result)
+        tree["files"][0]["answers_sha256"] = hashlib.sha256(content).hexdigest()  # type: ignore[index]
+        return {"result.json": json.dumps(tree).encode() if kind < 2 else _json(dice, tree), "0.npz": content}
+
+    def read(folder: Path) -> object:
+        report = read_report(folder, [subject], nonce="n", count=2, on="fuzz")
+        return json.dumps([dict(report.machine), dict(report.versions), report.answers[0].fault])
+
+    return Reader(make=make, read=read)
+
+
+def _description() -> Reader:
+    from targets.description import DescribedRunner, read_description, template
+    from targets.protocol import Port
+
+    inputs = (Port(name="image", dtype="float32", shape=(1, 16, 16, 3), grid=None),)
+    outputs = (
+        Port(name="points", dtype="float32", shape=(1, 10), grid=None),
+        Port(name="sex", dtype="float32", shape=(1, 2), grid=None),
+        Port(name="age", dtype="float32", shape=(1, 1), grid=None),
+    )
+
+    class Base:
+        runtime, precision, threads, size_bytes, macs, operations = "x", "fp32", 1, 5, 5, None
+
+        def __init__(self) -> None:
+            self.inputs, self.outputs, self.spec, self.path = inputs, outputs, None, Path("peer.onnx")
+
+        def answer(self, batch: Any) -> dict[str, Any]:
+            return {port.name: np.ones((len(batch), *port.shape[1:]), np.float32) for port in outputs}
+
+    tree = {
+        "input": {"colour": "RGB", "mean": [0], "std": [255], "size": 16, "layout": "NHWC", "dtype": "float32"},
+        "outputs": [
+            {"name": "points", "task": "landmarks5", "coordinates": "pixels", "dimensions": 2, "order": "xy"},
+            {"name": "sex", "task": "gender", "values": "logits", "classes": ["female", "male"]},
+            {"name": "age", "task": "age", "values": "years", "scale": 100.0, "offset": 0.5},
+        ],
+    }
+    form = template(Path("peer.onnx"), inputs, outputs).encode()
+    batch = np.zeros((2, 16, 16, 3), np.uint8)
+
+    def make(dice: random.Random) -> Files:
+        kind = dice.randrange(4)
+        if kind == 0:
+            return {"a.toml": mutate_bytes(dice, form)}
+        if kind == 1:
+            with _long_numbers():
+                return {"a.toml": _toml(mutate_tree(dice, tree)).encode("utf-8", "replace")}
+        return {"a.json": _json(dice, tree)}
+
+    def read(folder: Path) -> object:
+        path = next(folder / name for name in ("a.toml", "a.json") if (folder / name).exists())
+        runner: Any = DescribedRunner(Base(), read_description(path), where=str(path))  # type: ignore[arg-type]
+        with np.errstate(all="ignore"):  # a scale of 1e308 is the description's own affair
+            return runner.run(batch)
+
+    return Reader(make=make, read=read)
+
+
+READERS: dict[str, Callable[[], Reader]] = {
+    "recipe": _recipe,
+    "metadata": _metadata,
+    "labels": _labels,
+    "image": _image,
+    "checkpoint": _checkpoint,
+    "bundle": _bundle,
+    "tflite": _tflite,
+    "golden": _golden,
+    "result": _result,
+    "description": _description,
+}
+
+
+# -- the loop ----------------------------------------------------------------------------------------------------------
+
+
+def make_input(name: str, *, seed: int, index: int) -> Files:
+    """The files of one input; the same for the same arguments."""
+    return READERS[name]().make(random.Random(f"{name}:{seed}:{index}"))
+
+
+def place(folder: Path, files: Files, *, known: set[str]) -> None:
+    """Write an input into a folder in place of the one before it."""
+    for name in known - files.keys():
+        (folder / name).unlink(missing_ok=True)
+    for name, content in files.items():
+        path = folder / name
+        if name not in known and "/" in name:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    known.clear()
+    known.update(files)
+
+
+def signature(error: BaseException) -> str:
+    """What tells one fault from another: the exception's type and the innermost line of edgeface."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if any(f"/{package}/" in frame.filename for package in ("edgeface", "distill", "quantize", "targets"))
+        and "site-packages" not in frame.filename
+    ]
+    last = frames[-1] if frames else traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno} {last.name}"
+
+
+def _alarm(number: int, frame: object) -> None:
+    raise SlowError(f"more than {SLOW_S:g} s of CPU time")
+
+
+def fuzz(name: str, *, inputs: int, seed: int = 0, told: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """Read that many hostile inputs.
+
+    Returns:
+        A row: inputs, how many were read whole and how many refused, seconds, the slowest input, and what was found.
+    """
+    reader = READERS[name]()
+    found: dict[str, dict[str, Any]] = {}
+    outcomes: Counter[str] = Counter()
+    slowest, slowest_at = 0.0, ""
+    begin = time.monotonic()
+    warnings.simplefilter("ignore")  # Pillow's about odd Exif blocks; they are no failures
+    scratch = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
+    before = signal.signal(signal.SIGVTALRM, _alarm)
+    with tempfile.TemporaryDirectory(dir=scratch) as name_of_folder:
+        folder, known = Path(name_of_folder), set[str]()
+        for index in range(inputs):
+            place(folder, reader.make(random.Random(f"{name}:{seed}:{index}")), known=known)
+            start = time.process_time()
+            signal.setitimer(signal.ITIMER_VIRTUAL, SLOW_S)
+            try:
+                reader.read(folder)
+                outcomes["accepted"] += 1
+            except EdgefaceError as error:
+                outcomes["refused"] += 1
+                str(error).encode("utf-8", "strict")  # what cannot be printed is a failure of the error itself
+            except (Exception, SlowError, RecursionError) as error:
+                signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
+                key = signature(error)
+                case = found.setdefault(key, {"case": key, "first": f"{seed}:{index}", "count": 0})
+                case["count"] += 1
+                if case["count"] == 1:
+                    told(f"{name} {seed}:{index}: {key}: {str(error)[:200]}")
+            finally:
+                signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
+            took = time.process_time() - start
+            if took > slowest:
+                slowest, slowest_at = took, f"{seed}:{index}"
+            if index % 10_000 == 9_999:
+                told(f"{name}: {index + 1:,} inputs, {len(found)} found, {time.monotonic() - begin:.0f} s")
+    signal.signal(signal.SIGVTALRM, before)
+    return {
+        "reader": name,
+        "inputs": inputs,
+        "seed": seed,
+        "engine": "mutation",
+        "accepted": outcomes["accepted"],
+        "refused": outcomes["refused"],
+        "seconds": round(time.monotonic() - begin, 1),
+        "slowest_ms": round(1000 * slowest, 1),
+        "slowest": slowest_at,
+        "found": sorted(found.values(), key=lambda case: case["first"]),
+    }
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as a table."""
+    lines = [
+        "| reader | engine | inputs | read | refused | found | slowest, ms of CPU |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['reader']} | {row['engine']} | {row['inputs']:,} | {row['accepted']:,} | {row['refused']:,} "
+            f"| {len(row['found'])} | {row['slowest_ms']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+WORDS = """# Hostile files
+
+`python -m benchmarks.fuzz all --inputs 100000`; conditions and seconds in the JSON. Every input is a mutation of a whole
+file, with lengths, checksums and digests put right often enough that the readers behind them are reached. "Read" inputs
+were taken for whole (a flipped bit in a pixel is one), "refused" ones ended in an error of edgeface's own, and "found"
+counts distinct failures of any other kind: an exception, more than 10 s of CPU time or 6 GiB of address space.
+What earlier runs found is kept as tests in `tests/hostile`. Times were taken on a busy machine.
+"""
+
+
+def record(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Put rows into the recorded ones, each in the place of an earlier one of its reader and engine."""
+    from edgeface.files import write_bytes, write_json
+    from edgeface.provenance import commit, cpu, versions
+
+    earlier = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.is_file() else []
+    kept = {(row["reader"], row["engine"]): row for row in (*earlier, *rows)}
+    ordered = [kept[key] for key in sorted(kept, key=lambda key: (list(READERS).index(key[0]), key[1]))]
+    conditions = {"machine": cpu(), "versions": versions(), "commit": commit(), "threads": 1, "nice": 19}
+    write_json(out, {"schema": 1, "rows": ordered, "conditions": conditions})
+    write_bytes(out.with_suffix(".md"), f"{WORDS}\n{markdown(ordered)}\n".encode())
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=(*READERS, "all"))
+    parser.add_argument("--inputs", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=None, help="default: print alone")
+    parser.add_argument("--again", metavar="SEED:INDEX", help="write one input instead of reading many")
+    parser.add_argument("--keep", type=Path, default=Path("fuzz-case"))
+    options = parser.parse_args()
+    if options.again:
+        seed, index = map(int, options.again.split(":"))
+        shutil.rmtree(options.keep, ignore_errors=True)
+        options.keep.mkdir(parents=True)
+        place(options.keep, make_input(options.name, seed=seed, index=index), known=set())
+        print(READERS[options.name]().read(options.keep))
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    rows = []
+    for name in READERS if options.name == "all" else (options.name,):
+        row = fuzz(name, inputs=options.inputs, seed=options.seed, told=_tell)
+        rows.append(row)
+        if options.out is not None:
+            record(options.out, [row])
+    print(markdown(rows))
+    sys.exit(1 if any(row["found"] for row in rows) else 0)
+
+
+if __name__ == "__main__":
+    main()
