@@ -113,7 +113,7 @@ def _answer(output: Mapping[str, Any]) -> Answer:
     about = _ABOUT[kind].format(
         points=len(output["mean_shape"]),
         size=size,
-        classes=", ".join(str(label).replace("_", " ") for label in output["classes"]),
+        classes=_listed([str(label).replace("_", " ") for label in output["classes"]]),
     )
     return Answer(
         name=str(output["name"]),
@@ -142,6 +142,12 @@ def _head(manifest: Mapping[str, Any], *, compiled: bool) -> list[str]:
     for paragraph in paragraphs:
         lines += ["", *textwrap.wrap(paragraph, _WIDTH, break_long_words=False, break_on_hyphens=False)]
     return lines[1:]
+
+
+def _listed(labels: Sequence[str]) -> str:
+    """Labels for one line of a comment; of many the first, for the code below holds them all."""
+    most = 12
+    return ", ".join(labels) if len(labels) <= most else f"{', '.join(labels[:3])} and {len(labels) - 3} more"
 
 
 def rows(items: Sequence[object], indent: int) -> str:
