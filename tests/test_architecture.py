@@ -66,7 +66,19 @@ ELSEWHERE = {"targets/devices/agent.py": "ai_edge_litert.interpreter"}
 # Too slow to load for whoever only imports a module of ours.
 INSIDE_FUNCTIONS = {
     *(name.split(".")[0] for name in TOOLKITS),
-    *("cv2", "PIL", "rich", "matplotlib", "sklearn", "skops", "scipy", "torchvision", "lightning_fabric", "lightning", "optuna"),
+    *(
+        "cv2",
+        "PIL",
+        "rich",
+        "matplotlib",
+        "sklearn",
+        "skops",
+        "scipy",
+        "torchvision",
+        "lightning_fabric",
+        "lightning",
+        "optuna",
+    ),
 }
 
 
