@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeface.errors import ConfigError
+from edgeface.errors import ConfigError, UnsupportedError
 
 if TYPE_CHECKING:
     from distill.foreign import Answers
@@ -121,7 +121,12 @@ def _ask_once(recipe: Recipe, data: TrainingData, path: Path, folder: Path) -> A
         kept = load_answers(folder)
         if kept.key == key:
             return kept
-    runner = open_to_score(path, described=described or None, threads=recipe.threads)
+    try:
+        runner = open_to_score(path, described=described or None, threads=recipe.threads)
+    except UnsupportedError as error:
+        # A recipe has no --spec.
+        do = error.do.replace("give it with --spec FILE.toml", "name it in teacher.described")
+        raise UnsupportedError(error.found, expected=error.expected, where=error.where, do=do) from error
     keys: list[str] = []
     parts = []
     for source in recipe.data.train:

@@ -170,6 +170,7 @@ TINY = [
     "qat.train={epochs = 1.0, batch = 32, warmup_epochs = 0.0}",
     "qat.calibration_batches=2",
 ]
+PORTS = {"x": [1, 3, 32, 32], "sex": [1, 2]}
 FOREST = ["teacher.forest={tasks = ['gender', 'beauty_score'], trees = 50}"]
 
 
@@ -331,3 +332,52 @@ def test_a_recipe_that_lists_students_becomes_one_run_each_under_one_teacher(
 def test_students_are_checked_with_the_recipe() -> None:
     with pytest.raises(ConfigError, match=r"students\[1\]"):
         replace(recipe(), students=("cnn5", "vgg16"))
+
+
+@pytest.mark.slow
+def test_a_model_of_others_teaches_what_its_description_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    helper, values = onnx.helper, onnx.numpy_helper.from_array
+    weights = np.asarray([[1.0, -1.0], [0.5, 0.0], [0.0, 0.25]], np.float32)
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "w", "b"], ["sex"]),
+    ]
+    ports = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in PORTS.items()]
+    graph = helper.make_graph(
+        nodes, "theirs", ports[:1], ports[1:], [values(weights, "w"), values(np.zeros(2, np.float32), "b")]
+    )
+    file, description = tmp_path / "theirs.onnx", tmp_path / "theirs.toml"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), file)
+    description.write_text(
+        '[input]\ncolour = "RGB"\nmean = [0.0]\nstd = [255.0]\n'
+        '[[outputs]]\nname = "sex"\ntask = "gender"\nvalues = "logits"\nclasses = ["female", "male"]\n'
+    )
+    out = tmp_path / "run"
+    changes = [f'teacher.frozen="{file}"', f'teacher.described="{description}"']
+    assert main(command("distill", "demo", "--out", str(tmp_path / "r"), "--json", changes=changes[:1])) == 2
+    assert "name it in teacher.described" in json.loads(capsys.readouterr().out)["error"]["do"]
+    words = command("distill", "demo", "--out", str(out), "--until", "student", changes=changes)
+    assert main(words) == 0
+    faces = pack(open_source("synthetic:96@train", root=Path()), px=32, margin=1.0)
+    means = np.asarray(faces.images, np.float64).mean(axis=(1, 2)) / 255.0
+    expected = (means @ weights)[:, ::-1]  # its classes stand the other way round
+    answers = load_answers(out / "answers")
+    # float32 means of 1,024 pixels.
+    np.testing.assert_allclose(answers.outputs["gender"], expected, atol=1e-4)
+    assert np.abs(answers.outputs["gender"] - expected[:, ::-1]).max() > 0.1  # the twin
+    student = load_checkpoint(out / "student").manifest["provenance"]
+    assert student["research_only"] is True
+    assert "theirs.onnx: terms not known" in student["licences"]
+    capsys.readouterr()
+    told = tmp_path / "told"
+    words = command(
+        "distill", "demo", "--out", str(told), "--until", "student", changes=[*changes, "teacher.licence=MIT"]
+    )
+    assert main(words) == 0
+    student = load_checkpoint(told / "student").manifest["provenance"]
+    assert student["research_only"] is False
+    assert "theirs.onnx: MIT" in student["licences"]
