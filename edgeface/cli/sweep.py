@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from edgeface.sweep.whole import Sweep
 
+_GO_ON = "Type the same command again to go on"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="name or path of a recipe with a [sweep] table")
@@ -35,13 +37,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> Result:
     from edgeface.cli.console import note
     from edgeface.config import load_recipe
+    from edgeface.errors import InterruptedRun
     from edgeface.report.pareto import FAILED
     from edgeface.runs import RUNS
     from edgeface.sweep.whole import sweep
 
     recipe = load_recipe(arguments.recipe, overrides=arguments.set)
     folder = arguments.out or RUNS / f"{recipe.name}-sweep"
-    found = sweep(recipe, folder, storage=arguments.storage, strict=arguments.strict, told=note)
+    try:
+        found = sweep(recipe, folder, storage=arguments.storage, strict=arguments.strict, told=note)
+    except InterruptedRun as error:
+        raise InterruptedRun(error.found, where=error.where, do=_GO_ON) from error
+    except KeyboardInterrupt as error:
+        raise InterruptedRun("stopped by the user", where=str(folder), do=_GO_ON) from error
     return Result(
         payload=_payload(found),
         text=_rendered(found),

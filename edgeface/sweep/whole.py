@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeface.errors import ConfigError, InterruptedRun
+from edgeface.errors import ConfigError
 from edgeface.files import read_json, sha256_json, write_bytes, write_json
 from edgeface.report.pareto import (
     DONE,
@@ -108,13 +108,8 @@ def sweep(recipe: Recipe, folder: Path, *, storage: str = "", strict: bool = Fal
         told(f"trial {done + 1} of {min(len(every), queue.limit or len(every))}: {claim.combination.label}")
         try:
             run_trial(setting, claim.combination)
-        except BaseException as error:
+        except BaseException:
             queue.give_back(claim)
-            if isinstance(error, InterruptedRun | KeyboardInterrupt):
-                found = error.found if isinstance(error, InterruptedRun) else "stopped"
-                raise InterruptedRun(
-                    f"{claim.combination.label}: {found}", where=str(folder), do="Type the same command again to go on"
-                ) from error
             raise
         end = _finished(setting, claim.combination)
         assert end is not None
