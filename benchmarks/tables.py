@@ -93,6 +93,7 @@ class Relation:
         better_stage: Where `better` stands in the table at several stages, which of them.
         than_stage: The same of `than`.
         reason: Why it probably did not hold, where it did not.
+        within: By how much `better` may be the worse one, in the printed unit, where it is said to be as good.
     """
 
     says: str
@@ -103,6 +104,7 @@ class Relation:
     better_stage: str = ""
     than_stage: str = ""
     reason: str = ""
+    within: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -528,9 +530,9 @@ def judged(table: Table, found: Found) -> list[dict[str, Any]]:
         verdict = "undecided"
         if len(gains) < 2:
             verdict = "NOT_RUN"
-        elif all(gain > 0.0 for gain in gains):
+        elif all(gain > -relation.within for gain in gains):
             verdict = "held"
-        elif all(gain < 0.0 for gain in gains):
+        elif all(gain < -relation.within for gain in gains):
             verdict = "did not hold"
         lines.append({**to_plain(relation), "gains": gains, "verdict": verdict})
     return lines

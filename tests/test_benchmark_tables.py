@@ -302,6 +302,16 @@ def test_a_relation_holds_when_it_does_with_every_seed(errors: tuple[float, ...]
     assert line["gains"] == pytest.approx([5.0 - error for error in errors])
 
 
+def test_as_good_means_within_what_is_allowed() -> None:
+    relation = Relation(says="b is as good", source="s", better="b", than="a", column="landmarks5.nme_percent")
+    records = [record("a"), record("a", seed=1), record("b", nme=5.4), record("b", seed=1, nme=4.9)]
+    verdicts = []
+    for within in (0.5, 0.3):
+        one = table(relations=(replace(relation, within=within),))
+        verdicts += [line["verdict"] for line in judged(one, gather(one, records))]
+    assert verdicts == ["held", "undecided"]
+
+
 def test_a_reason_stands_beside_what_did_not_hold_alone() -> None:
     relation = Relation(
         says="b helps", source="s", better="b", than="a", column="landmarks5.nme_percent", reason="few faces"
