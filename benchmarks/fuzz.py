@@ -927,6 +927,15 @@ def signature(error: BaseException) -> str:
     return f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno} {last.name}"
 
 
+def _printable(text: str) -> bool:
+    """False for an error whose words a terminal cannot show, which is a failure of the error itself."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _alarm(number: int, frame: object) -> None:
     raise SlowError(f"more than {SLOW_S:g} s of CPU time")
 
@@ -955,8 +964,13 @@ def fuzz(name: str, *, inputs: int, seed: int = 0, told: Callable[[str], None] =
                 reader.read(folder)
                 outcomes["accepted"] += 1
             except EdgefaceError as error:
-                outcomes["refused"] += 1
-                str(error).encode("utf-8", "strict")  # what cannot be printed is a failure of the error itself
+                if _printable(str(error)):
+                    outcomes["refused"] += 1
+                else:
+                    case = found.setdefault(
+                        "mute", {"case": "UnicodeEncodeError", "first": f"{seed}:{index}", "count": 0}
+                    )
+                    case["count"] += 1
             except (Exception, SlowError, RecursionError) as error:
                 signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
                 key = signature(error)
@@ -1002,7 +1016,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 WORDS = """# Hostile files
 
-`python -m benchmarks.fuzz all --inputs 100000`; conditions and seconds in the JSON. Every input is a mutation of a whole
+`python -m benchmarks.fuzz all --inputs 100000`; conditions and seconds in the JSON. Each input is a mutation of a whole
 file, with lengths, checksums and digests put right often enough that the readers behind them are reached. "Read" inputs
 were taken for whole (a flipped bit in a pixel is one), "refused" ones ended in an error of edgeface's own, and "found"
 counts distinct failures of any other kind: an exception, more than 10 s of CPU time or 6 GiB of address space.

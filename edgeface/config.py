@@ -19,7 +19,7 @@ import math
 import re
 import tomllib
 import typing
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -311,7 +311,7 @@ def _read_spec(cls: type[Any], value: object, *, base: Any, path: str, faults: l
         faults.append(_wrong_type(value, "a table", path))
         return _FAULTY
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    hints = _hints(cls)
+    hints = _hints(typing.cast(Any, cls))
     before = len(faults)
     for key in value:
         if key not in fields:
@@ -359,7 +359,7 @@ def _read_spec(cls: type[Any], value: object, *, base: Any, path: str, faults: l
 
 
 @functools.cache  # resolving annotations takes longer than reading a spec
-def _hints(cls: Hashable) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 

@@ -41,6 +41,11 @@ def test_manifest_vouches_for_every_file(bundle_folder: Path, run_folder: Path) 
         "golden.npz",
         "EdgeFace.kt",
         "MODEL_CARD.md",
+        "sbom.cdx.json",
+    }
+    assert manifest["sbom"]["sha256"] == sha256_file(bundle_folder / "sbom.cdx.json")
+    assert manifest["beside"] == {
+        name: sha256_file(bundle_folder / name) for name in ("EdgeFace.kt", "MODEL_CARD.md", "sbom.cdx.json")
     }
 
 
