@@ -19,6 +19,7 @@ teacher said of the plain one.
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,9 +30,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgeface.config import from_plain, to_plain
+from edgeface import limits
+from edgeface.checkpoint import read_model_spec
+from edgeface.config import to_plain
 from edgeface.errors import ConfigError, DataError, ModelError, did_you_mean
-from edgeface.files import read_json, sha256_file, sha256_json, write_folder, write_json
+from edgeface.files import is_plain_name, read_json, sha256_file, sha256_json, write_folder, write_json
 from edgeface.specs import ModelSpec, OutputSpec
 from edgeface.tasks import TASKS, Kind
 
@@ -188,12 +191,12 @@ def load_answers(folder: Path) -> Answers:
     if not isinstance(files, dict) or KEYS not in files or len(held) != 1:
         raise _broken(path, f"'files' does not list {KEYS!r} and one of {ANSWERS!r}, {ARCHIVE!r}")
     for name, digest in files.items():
-        if Path(name).name != name or not (folder / name).is_file():
+        if not is_plain_name(name) or not (folder / name).is_file():
             raise _broken(folder, f"{name!r} is not there")
         if sha256_file(folder / name) != digest:
             raise _broken(folder / name, "its content does not match the manifest's sha256")
     try:
-        model = from_plain(ModelSpec, manifest["model"], where="model")
+        model = read_model_spec(manifest["model"], where="model")
         keys = tuple(map(str, read_json(folder / KEYS)))
         arrays = _arrays(folder / held[0])
         outputs = {output.name: np.asarray(arrays[output.name], np.float32) for output in model.outputs}
@@ -225,7 +228,24 @@ def _broken(where: Path, found: str) -> ModelError:
     )
 
 
+def unpacked_bytes(path: Path) -> int:
+    """Size of a file once it is read: of a zip archive, what its parts say they hold.
+
+    Raises:
+        ValueError: It is named as an archive and is none.
+    """
+    if path.suffix not in (".npz", ".skops"):
+        return path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(part.file_size for part in archive.infolist())
+    except zipfile.BadZipFile as error:
+        raise ValueError(str(error)) from error
+
+
 def _arrays(path: Path) -> Mapping[str, NDArray[Any]]:
+    if (size := unpacked_bytes(path)) > limits.WEIGHTS_BYTES:
+        raise ValueError(f"{size:,} bytes, where at most {limits.WEIGHTS_BYTES:,} are read")
     if path.name == ARCHIVE:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}

@@ -30,8 +30,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distill.foreign import Answers, holds_answers, load_answers, sample_keys, save_answers
+from distill.foreign import Answers, holds_answers, load_answers, sample_keys, save_answers, unpacked_bytes
 from distill.stages import TrainingData, load_network, use_threads
+from edgeface import limits
 from edgeface.checkpoint import Checkpoint, load_checkpoint
 from edgeface.config import to_plain
 from edgeface.data.corpus import is_labelled, unlabelled
@@ -320,6 +321,8 @@ def _read_forest(path: Path, output: OutputSpec, *, features: int) -> Forest:
 
     kind = RandomForestRegressor if TASKS[output.task].kind is Kind.SCORE else RandomForestClassifier
     try:
+        if (size := unpacked_bytes(path)) > limits.WEIGHTS_BYTES:
+            raise ValueError(f"{size:,} bytes, where at most {limits.WEIGHTS_BYTES:,} are read")
         odd = set(skops.io.get_untrusted_types(file=path)) - set(TRUSTED)
         forest = None if odd else skops.io.load(path, trusted=list(TRUSTED))
     except Exception as error:  # whatever a file of another version or a damaged one sets off

@@ -24,6 +24,7 @@ from distill.foreign import (
 )
 from distill.losses import hard_loss, soft_loss
 from distill.objective import Objective
+from edgeface import limits
 from edgeface.checkpoint import load_checkpoint
 from edgeface.data.loader import answered
 from edgeface.data.pack import Pack, pack
@@ -97,6 +98,15 @@ def test_an_archive_of_others_with_fewer_keys_is_read_and_a_short_one_refused(tm
     assert load_answers(tmp_path).research_only  # nobody said it is not
     written(11)
     with pytest.raises(ModelError, match=r"\(11, 2\).* 12 faces"):
+        load_answers(tmp_path)
+
+
+def test_an_archive_that_unpacks_beyond_the_limit_is_refused_unread(
+    tmp_path: Path, faces: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    test_an_archive_of_others_with_fewer_keys_is_read_and_a_short_one_refused(tmp_path, faces)
+    monkeypatch.setattr(limits, "WEIGHTS_BYTES", 100)
+    with pytest.raises(ModelError, match="at most 100 are read"):
         load_answers(tmp_path)
 
 
