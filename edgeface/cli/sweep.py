@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> Result:
     from edgeface.sweep.whole import sweep
 
     recipe = load_recipe(arguments.recipe, overrides=arguments.set)
-    folder = arguments.out or RUNS / f"{recipe.name}-sweep"
+    folder = arguments.out or RUNS / f"{recipe.name.removesuffix('-sweep')}-sweep"
     try:
         found = sweep(recipe, folder, storage=arguments.storage, strict=arguments.strict, told=note)
     except InterruptedRun as error:

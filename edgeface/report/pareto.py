@@ -38,12 +38,8 @@ COST_TITLES = {
     "macs": "multiply-accumulates a face",
 }
 _MARKERS = {"w8a8": "o", "fp32": "s", "fp16": "^", "w8a32": "D"}
-# Where a name may stand, in points from its mark: across, up, and which of its ends is there.
-_BESIDE = (
-    *((across, up, "left") for across, up in ((7, 6), (7, -6), (0, 12), (0, -12), (9, 16), (9, -16))),
-    *((across, up, "right") for across, up in ((-7, 6), (-7, -6), (0, 12), (0, -12), (-9, 16), (-9, -16))),
-)
-_PANEL, _GAP, _FOOT = 150, 34, 42
+_PANEL, _GAP, _FOOT, _KEY_ROW = 150, 34, 42, 16
+_KEY_LETTERS = 27  # of a name that half the width holds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +144,7 @@ def pareto_chart(
     cost: str,
     teacher: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Plot | None:
-    """A panel per task over one logarithmic cost axis; the front of each panel is a line with names, the rest pale.
+    """A panel per task over one logarithmic cost axis; the front of each panel is a numbered line, the rest pale.
 
     Args:
         candidates: From `with_fronts`.
@@ -172,16 +168,27 @@ def pareto_chart(
     with _style():
         names = [*students, *(precisions if len(precisions) > 1 else ()), *(("teacher",) if teacher else ())]
         head = 17 * len(_legend_rows(names)) + 4
-        height = head + len(tasks) * (_PANEL + _GAP) + _FOOT - 10
+        numbers = _numbers(drawn, cost)
+        height = head + len(tasks) * (_PANEL + _GAP) + _FOOT - 10 + _KEY_ROW * _key_rows(numbers)
         figure = _figure(height)
         for place, (task, metric) in enumerate(tasks.items()):
             top = head + _GAP - 8 + place * (_PANEL + _GAP)
             axes = figure.add_axes((52 / WIDTH, 1 - (top + _PANEL) / height, (WIDTH - 72) / WIDTH, _PANEL / height))
-            _panel(axes, drawn, task=task, metric=metric, cost=cost, colours=colours, teacher=teacher or {})
+            _panel(
+                axes,
+                drawn,
+                task=task,
+                metric=metric,
+                cost=cost,
+                colours=colours,
+                numbers=numbers,
+                teacher=teacher or {},
+            )
             if place < len(tasks) - 1:
                 axes.tick_params(labelbottom=False)
             else:
                 axes.set_xlabel(COST_TITLES[cost])
+        _key(figure, numbers)
         _legend(figure, names, _handles(students, precisions, colours, teacher=bool(teacher)))
     best = [
         f"{task}: "
@@ -199,6 +206,7 @@ def _panel(
     metric: str,
     cost: str,
     colours: Mapping[str, str],
+    numbers: Mapping[str, int],
     teacher: Mapping[str, Mapping[str, float]],
 ) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
@@ -227,6 +235,18 @@ def _panel(
             zorder=3 if on_front else 2,
             gid=f"tip {each.name} {each.precision}: {value:.2f} at {_short(_cost(each, cost))}",
         )
+        if on_front:  # above and to the left of the front there is nothing that a number could cover
+            axes.annotate(
+                str(numbers[_called(each)]),
+                (_cost(each, cost), value),
+                xytext=(-4, 4),
+                textcoords="offset points",
+                ha="right",
+                va="bottom",
+                weight="bold",
+                size=TEXT - 1,
+                zorder=4,
+            )
     if metric in teacher.get(task, {}):
         axes.axhline(table.scaled(metric, teacher[task][metric]), color=light("teacher"), linewidth=1.2, linestyle="--")
     costs = [_cost(each, cost) for each in drawn]
@@ -240,7 +260,6 @@ def _panel(
     axes.margins(y=0.2)
     if lower:
         axes.invert_yaxis()
-    _names(axes, ends, others=shown, task=task, metric=metric, cost=cost)
     words = f"{table.title(metric)}{' (axis reversed)' if lower else ''}"
     for text, x_place, side, colour, weight in (
         (task, 0, "left", "ink", "bold"),
@@ -258,42 +277,30 @@ def _panel(
         )
 
 
-def _names(
-    axes: Axes, ends: Sequence[Candidate], *, others: Sequence[Candidate], task: str, metric: str, cost: str
-) -> None:
-    """Names of the files on the front, each beside its point where it covers neither a point nor another name."""
-    from matplotlib.transforms import Bbox
+def _numbers(drawn: Sequence[Candidate], cost: str) -> dict[str, int]:
+    """Name of every file on a front of some task, from the cheapest, to the number it has in the chart."""
+    ordered = sorted((each for each in drawn if any(each.front.values())), key=lambda one: _cost(one, cost))
+    return {_called(each): number for number, each in enumerate(ordered, start=1)}
 
-    figure: Any = axes.figure
-    figure.draw_without_rendering()  # limits and transforms settle only then
-    box = axes.get_window_extent()
 
-    def place(each: Candidate) -> tuple[float, float]:
-        return _cost(each, cost), table.scaled(metric, each.metrics[task][metric])
+def _called(candidate: Candidate) -> str:
+    return f"{candidate.name} {candidate.precision}"
 
-    spots = [axes.transData.transform(place(each)) for each in others]
-    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in spots]
-    for each in ends:
-        for across, up, side in _BESIDE:
-            label = axes.annotate(
-                f"{each.name}{'' if len({one.precision for one in others}) == 1 else f' {each.precision}'}",
-                place(each),
-                xytext=(across, up),
-                textcoords="offset points",
-                ha=side,
-                va="center",
-                size=TEXT - 2.5,
-                color=light("ink"),
-                zorder=4,
-            )
-            extent = label.get_window_extent()
-            inside = (
-                box.x0 - 8 <= extent.x0 and extent.x1 <= box.x1 + 12 and box.y0 <= extent.y0 and extent.y1 <= box.y1
-            )
-            if inside and not any(extent.overlaps(other) for other in taken):
-                taken.append(extent)
-                break
-            label.remove()  # where there is no room, its tip in the page and its row in the table still tell
+
+def _key_rows(numbers: Mapping[str, int]) -> int:
+    """Rows of the key: half as many as there are names, where two stand side by side."""
+    short = all(len(name) <= _KEY_LETTERS for name in numbers)
+    return -(-len(numbers) // 2) if short else len(numbers)
+
+
+def _key(figure: Any, numbers: Mapping[str, int]) -> None:
+    """Below the chart, what its numbers stand for."""
+    height = figure.get_figheight() * 72
+    rows = _key_rows(numbers)
+    for place, (name, number) in enumerate(numbers.items()):
+        x, y = 12 + (place // rows) * WIDTH / 2, _KEY_ROW * (rows - place % rows) - 4
+        figure.text(x / WIDTH, y / height, f"{number}", ha="left", va="center", weight="bold", size=TEXT - 1)
+        figure.text((x + 16) / WIDTH, y / height, name, ha="left", va="center", size=TEXT - 1)
 
 
 def _handles(
