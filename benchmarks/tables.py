@@ -15,10 +15,13 @@ import dataclasses
 import fcntl
 import json
 import multiprocessing
+import multiprocessing.connection
+import os
 import re
 import shutil
 import statistics
 import sys
+import threading
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -672,7 +675,10 @@ def _conditions(name: str, table: Table, good: Sequence[Record]) -> str:
 
 
 def draw_curves(name: str, table: Table, records: Sequence[Record], *, out: Path) -> None:
-    """The main column's validation curve of every row, mean over its seeds, as OUT/NAME.png."""
+    """The main column's validation curve of every row, mean over its seeds, as OUT/NAME.png.
+
+    A dot is where a task was stopped, in each training; the first one's dots say which task.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -694,10 +700,19 @@ def draw_curves(name: str, table: Table, records: Sequence[Record], *, out: Path
                 stops = [place for place, active in enumerate(curve[f"{task}.active"]) if active == 0.0]
                 if stops:
                     at = stops[0]
-                    axes.plot(steps[at], shown(column, curve[column][at]), "o", ms=3, color=line.get_color())
+                    y = shown(column, curve[column][at])
+                    axes.plot(steps[at], y, "o", ms=3, color=line.get_color())
+                    if curve is curves[0]:
+                        axes.annotate(
+                            task,
+                            (steps[at], y),
+                            xytext=(4, 9),
+                            textcoords="offset points",
+                            fontsize=8,
+                            color=line.get_color(),
+                        )
     axes.set_xlabel("step")
     axes.set_ylabel(f"val {heading(column)}")
-    axes.set_yscale("log")
     axes.legend(frameon=False)
     figure.savefig(out / f"{name}.png", dpi=110, metadata={"Software": ""})
     plt.close(figure)
@@ -771,6 +786,18 @@ def only_queue(runs: Path) -> Iterator[None]:
         yield
 
 
+def _die_with_parent() -> None:
+    """A queue that is killed takes its processes along, or they would train beside the next queue's."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def work(
     todo: Sequence[tuple[Training, str]], tables: Mapping[str, Table], records: list[Record], arguments: Any
 ) -> None:
@@ -792,7 +819,8 @@ def work(
             for training, key in group:
                 keep(train(training, key=key, runs=arguments.runs))
             continue
-        with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(arguments.jobs, mp_context=context, initializer=_die_with_parent) as pool:
             futures = [pool.submit(train, training, key=key, runs=arguments.runs) for training, key in group]
             for future in as_completed(futures):
                 keep(future.result())

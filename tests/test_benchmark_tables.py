@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -64,6 +67,7 @@ about = "Drawn faces."
 columns = ["landmarks5.nme_percent", "gender.accuracy"]
 varies = ["tasks.gender", "teacher.transfer"]
 converged = 9.0
+curves = true
 seeds = [0, 1]
 rows = ["light", {recipe = "heavy"}]
 """
@@ -216,6 +220,40 @@ def test_the_queue_trains_each_row_once_and_goes_on_where_it_was_stopped(
     assert "heavy, teacher, seed 0\nheavy, teacher, seed 1\n2 trainings are left" in capsys.readouterr().out
     text = (written / "out" / "weights.md").read_text(encoding="utf-8")
     assert "4 of 4 trainings stand in the table." in text
+    assert "![Validation curves](weights.png)" in text
+    assert (written / "out" / "weights.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_a_queue_that_is_killed_leaves_no_process_behind(tmp_path: Path) -> None:
+    script = """
+import multiprocessing, os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from benchmarks.tables import _die_with_parent
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=_die_with_parent) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        pool.submit(time.sleep, 600)
+        time.sleep(600)
+"""
+    (tmp_path / "killed.py").write_text(script, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(RESULTS.parents[2])}
+    with subprocess.Popen([sys.executable, tmp_path / "killed.py"], stdout=subprocess.PIPE, env=environment) as queue:
+        assert queue.stdout is not None
+        worker = int(queue.stdout.readline())
+        assert is_running(worker)
+        queue.kill()
+    until = time.monotonic() + 60.0
+    while is_running(worker) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not is_running(worker)
+
+
+def is_running(process: int) -> bool:
+    """Whether it runs; one that has ended may stay listed until its new parent asks."""
+    found = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True, check=False)
+    return found.stdout.strip()[:1] not in ("", "Z")
 
 
 @pytest.mark.slow
