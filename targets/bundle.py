@@ -289,7 +289,7 @@ def _manifest_fault(manifest: Mapping[str, Any]) -> str:
 
 def _form(spec: ModelSpec, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """What `write_bundle` writes for a network of this kind, as far as it follows from the network."""
-    given = manifest.get("input")
+    given, licences = manifest.get("input"), manifest.get("licences")
     floats = isinstance(given, dict) and given.get("type") == "float32"
     return {
         "name": spec.name,
@@ -302,14 +302,14 @@ def _form(spec: ModelSpec, manifest: Mapping[str, Any]) -> dict[str, Any]:
         "checkpoints": dict.fromkeys(_keys(manifest, "checkpoints"), "some words"),
         "provenance": {stage: {"command": "some words", "seed": 0} for stage in _keys(manifest, "provenance")},
         "versions": dict.fromkeys(_keys(manifest, "versions"), "some words"),
-        "licences": ["some words"] * len(_keys(manifest, "licences")),
+        "licences": ["some words"] * (len(licences) if isinstance(licences, list) else 0),
         "research_only": False,
     }
 
 
-def _keys(manifest: Mapping[str, Any], key: str) -> list[Any]:
+def _keys(manifest: Mapping[str, Any], key: str) -> list[str]:
     value = manifest.get(key)
-    return list(value) if isinstance(value, dict | list) else []
+    return list(value) if isinstance(value, dict) else []
 
 
 def _unlike(value: Any, form: Any, *, where: str) -> str:

@@ -7,14 +7,14 @@
     open_model("peer.onnx", described="peer.toml")  a file of others, with what it means (targets/description.py)
     open_to_score("peer.onnx")                      the same, or an error that holds the description to fill in
 
-Loading a broken flatbuffer can end the process that tries. A file whose digest a bundle's manifest vouches for is
-opened at once; any other is first run in a process of its own.
+Loading a broken flatbuffer can end the process that tries, so a file is first run in a process of its own: one of a
+bundle once, one that no manifest vouches for each time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from edgeface.checkpoint import WEIGHTS, Checkpoint, load_checkpoint, read_model_spec
 from edgeface.errors import ConfigError, MissingToolError, ModelError, UnsupportedError, UsageError
 from edgeface.evaluate import Outputs
-from edgeface.files import is_plain_name, read_json
+from edgeface.files import is_plain_name, read_json, sha256_json
 from edgeface.models.runner import TorchRunner
 from edgeface.runs import is_run
 from edgeface.specs import RUNTIMES, ModelSpec
@@ -327,7 +327,9 @@ def _open(
         do = "Name the checkpoint instead" if chosen == "torch" else "Choose one of them"
         raise _other_runtime(chosen, kind.runtimes, where=str(path), do=do)
     spec, own = found.spec, found.precision
-    if spec is None:
+    if spec is not None:
+        _try_once(found.file, kind)
+    else:
         kind.probe(found.file)
         spec, own = noted(found.file, kind)
         if precision is not None and own and precision != own:
@@ -336,6 +338,26 @@ def _open(
         opened_file = kind.open(found.file, spec=spec, runtime=chosen, precision=own, threads=threads)
         return opened_file, spec is not None
     return _open_described(found.file, described=described, runtime=chosen, precision=own, threads=threads), True
+
+
+def _try_once(path: Path, kind: Format) -> None:
+    """Run a bundle's file in a process of its own, the first time that its content is met with these runtimes.
+
+    A digest says that a file is whole, not that it is harmless: whoever wrote the file may have written its manifest.
+    """
+    from edgeface.data.pack import cache_folder
+    from edgeface.provenance import versions
+
+    mark = cache_folder() / "tried" / sha256_json([artifacts.digests(path), versions()])
+    if mark.exists():
+        return
+    try:
+        kind.probe(path)
+    except MissingToolError:  # another runtime of the format was asked for, or opening says the same
+        return
+    with suppress(OSError):  # a cache that cannot be written costs a second trial
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
 
 
 def open_file(

@@ -235,6 +235,8 @@ def test_several_arrays_share_one_limit(tmp_path: Path) -> None:
         lambda manifest: manifest["files"]["edge_s.w8a8.tflite"].pop("size_bytes"),
         lambda manifest: manifest.update(provenance={"student": {}}),
         lambda manifest: manifest.update(golden="golden.npz"),
+        lambda manifest: manifest.update(versions=[["3"]]),
+        lambda manifest: manifest.update(licences={"x": 1}),
     ],
 )
 def test_a_bundle_whose_manifest_lies_is_none(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
