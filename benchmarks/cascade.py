@@ -47,8 +47,8 @@ from edgeface.models.runner import TorchRunner
 from edgeface.provenance import commit, cpu, versions
 from edgeface.tasks import TASKS
 
-RIDGES = (0.003, 0.03)
-SPREADS = (0.0, 0.03)
+RIDGES = (0.03, 0.1, 0.3)
+SPREADS = (0.03, 0.06)
 Points = NDArray[np.float32]
 
 
@@ -205,7 +205,7 @@ def markdown(result: Mapping[str, Any]) -> str:
             )
         lines += [
             "",
-            f"{part['rows'][0]['n']} test faces, {part['faces']} training faces, crops of {part['side_px']} px, "
+            f"{part['rows'][0]['n']:.0f} test faces, {part['faces']} training faces, crops of {part['side_px']} px, "
             f"{part['cpu_seconds']:.0f} s of one core for all fits. Commit {part['commit']}.",
             "",
         ]
