@@ -3,8 +3,9 @@
     EDGEFACE_DATA=FOLDER OMP_NUM_THREADS=1 python -m benchmarks.cascade --task landmarks5 \\
         --train mtfl@train --val mtfl@val --test mtfl@test tcdcn=runs/landmarks-all/teacher \\
         edge_s=runs/mtfl-cpu/student --out benchmarks/results/cascade.json
-    python -m benchmarks.cascade --task landmarks68 --grid 2 --train synthetic:8000@train --val synthetic:600@val \\
-        --test synthetic:1000@test tcdcn=runs/points68-drawn/teacher --out benchmarks/results/cascade.json
+    python -m benchmarks.cascade --task landmarks68 --grid 2 --starts 2 --train synthetic:8000@train \\
+        --val synthetic:600@val --test synthetic:1000@test tcdcn=runs/points68-drawn/teacher \\
+        --out benchmarks/results/cascade.json
 
 Rows of one source, all on the same crops of the same faces:
 
@@ -257,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _command(asked: argparse.Namespace) -> str:
-    words = ["python -m benchmarks.cascade", f"--task {asked.task}", f"--grid {asked.grid}"]
+    words = ["python -m benchmarks.cascade", f"--task {asked.task}", f"--grid {asked.grid}", f"--starts {asked.starts}"]
     words += [f"--{key} {getattr(asked, key)}" for key in ("train", "val", "test")]
     return " ".join([*words, *asked.networks])
 
