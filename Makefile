@@ -18,8 +18,10 @@ help:
 demo: .venv/.android
 	.venv/bin/edgeface demo
 
+# Two processes: the benchmarks train in theirs, which the native libraries of five converters in one process do not survive.
 test: lint
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest tests/distill tests/edgeface tests/hostile tests/quantize tests/targets
+	.venv/bin/python -m pytest tests/*.py
 
 check: lint
 	.venv/bin/python -m pytest -m "not slow"
