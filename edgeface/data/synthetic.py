@@ -36,7 +36,7 @@ from edgeface.data.faces.template import ORDERS
 from edgeface.errors import UsageError
 from edgeface.tasks import EXPRESSIONS, TASKS
 
-VERSION: Final = 3  # of the pixels: a new number makes packed caches new
+VERSION: Final = 4  # of the pixels: a new number makes packed caches new
 PX: Final = 144  # side of a corpus picture; its nominal crop is 96 px
 SEED: Final = 0
 SPLITS: Final = {"train": 0, "val": 1 << 40, "test": 2 << 40}  # first index of each

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import subprocess
 import sys
 from functools import cache
@@ -61,6 +62,38 @@ def test_another_index_or_seed_is_another_face_twin() -> None:
     one = render(np.array([7]), seed=SEED, px=64)[0]
     assert (one != render(np.array([8]), seed=SEED, px=64)[0]).mean() > 0.5
     assert (one != render(np.array([7]), seed=SEED + 1, px=64)[0]).mean() > 0.5
+
+
+DIGEST = """
+import hashlib
+import sys
+import numpy as np
+from edgeface.data.synthetic import render
+images, labels = render(np.arange(16), seed=int(sys.argv[1]), px=64)
+digest = hashlib.sha256(images.tobytes())
+for name in sorted(labels):
+    digest.update(labels[name].tobytes())
+print(digest.hexdigest())
+"""
+
+
+def digest_of_another_process(seed: int, *, threads: int) -> str:
+    told = subprocess.run(
+        [sys.executable, "-c", DIGEST, str(seed)],
+        env={**os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return told.stdout
+
+
+def test_faces_do_not_depend_on_the_number_of_threads() -> None:
+    assert digest_of_another_process(SEED, threads=1) == digest_of_another_process(SEED, threads=2)
+
+
+def test_faces_of_another_process_depend_on_the_seed_twin() -> None:
+    assert digest_of_another_process(SEED, threads=1) != digest_of_another_process(SEED + 1, threads=1)
 
 
 def test_labels_without_pictures_equal_labels_with_pictures() -> None:

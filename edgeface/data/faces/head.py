@@ -260,4 +260,6 @@ def displaced(amounts: NDArray[np.float32], *, first: int) -> NDArray[np.float32
     Returns:
         (ACROSS, DOWN, 3), to be added to `BASE`.
     """
-    return np.asarray((amounts @ MODES[first : first + len(amounts)]).reshape(ACROSS, DOWN, 3))
+    # Not `@`: how a matrix library sums depends on its number of threads.
+    moved = np.einsum("m,mv->v", amounts, MODES[first : first + len(amounts)])
+    return np.asarray(moved.reshape(ACROSS, DOWN, 3))

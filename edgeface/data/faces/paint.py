@@ -224,6 +224,11 @@ class _Patch:
         return canvas.discs(self.shape, centres - self.origin, radius)
 
 
+def _sum(weights: NDArray[np.float32], maps: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Weighted sum of shades. Not `@`: how a matrix library sums depends on its number of threads."""
+    return np.asarray(np.einsum("n,nm->m", weights, maps).reshape(-1, COLUMNS))
+
+
 @lru_cache(maxsize=4)
 def _resting(person: Person) -> Sheet:
     """What a person's shots share, which often follow each other: skin without features, and scalp hair."""
@@ -242,7 +247,7 @@ def _resting(person: Person) -> Sheet:
     names, maps = _shades()
     weights = np.array([amounts[name] for name in names], dtype=np.float32)
     tone = np.ones(_SHEET, np.float32)
-    tone[_MARKED] -= (weights @ maps).reshape(-1, COLUMNS)
+    tone[_MARKED] -= _sum(weights, maps)
     grain = _grain()[person.texture]
     tone *= np.float32(1.0) + np.float32(0.014 + 0.022 * wrinkles + 0.012 * person.acne) * grain
     skin = np.array(person.skin, np.float32)
@@ -281,7 +286,7 @@ def paint(person: Person, shot: Shot, points: Points) -> Sheet:
         }
         names, maps = _shades()
         weights = np.array([folds.get(name, 0.0) for name in names], dtype=np.float32)
-        sheet[:, _MARKED] *= np.float32(1.0) - (weights @ maps).reshape(-1, COLUMNS)
+        sheet[:, _MARKED] *= np.float32(1.0) - _sum(weights, maps)
     _lips(sheet, person, shot, points)
     _eyes(sheet, person, shot, points)
     _brows(sheet, person, points)
