@@ -42,6 +42,23 @@ def answered(task: str) -> str:
     return f"{task} (teacher)"
 
 
+def share_of_batch(batch: int, *, rank: int, world: int) -> slice:
+    """The rows of a batch that one of several processes computes: the shares in order of rank are the batch.
+
+    Raises:
+        ConfigError: The processes cannot have equal shares.
+    """
+    if batch % world:
+        raise ConfigError(
+            f"a batch of {batch} for {world} processes",
+            expected="equal shares",
+            where="train.batch",
+            do=f"Take a multiple of {world}, or another number of processes",
+        )
+    part = batch // world
+    return slice(rank * part, (rank + 1) * part)
+
+
 class Batches:
     """Shuffled, augmented batches.
 
@@ -60,9 +77,12 @@ class Batches:
             small one more than once an epoch.
         answers: Task name to what a teacher answered for each sample: landmarks as points in sides of the packed crop,
             else raw outputs. They move with the crops as labels do.
+        rank: Which process this is, 0 to `world` - 1. It is handed its consecutive share of each batch.
+        world: Processes that share each batch of `batch` samples.
 
     Raises:
-        ConfigError: Packs of different size or margin, fewer samples than one batch, or a task nobody labels.
+        ConfigError: Packs of different size or margin, fewer samples than one batch, a batch that `world` does not
+            divide, or a task nobody labels.
         UnsupportedError: Mirroring of landmarks whose mirrored order is not known.
     """
 
@@ -78,6 +98,8 @@ class Batches:
         balance: str = "",
         databases: str = "",
         answers: Mapping[str, Tensor] | None = None,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         shapes = {(pack.px, pack.margin) for pack in packs}
         if len(shapes) != 1:
@@ -91,6 +113,7 @@ class Batches:
         self._labels = {name: _joined(packs, name) for name in tasks}
         self._answers = dict(answers or {})
         self._augment, self._input_px, self._batch, self._seed = augment, input_px, batch, seed
+        self._share = share_of_batch(batch, rank=rank, world=world)
         if self._count < batch:
             raise ConfigError(
                 f"{self._count} samples", expected=f"at least one batch of {batch}", where="train.batch", do="Lower it"
@@ -146,10 +169,10 @@ class Batches:
         return shuffled if self._database is None else _interleaved(shuffled, self._database[shuffled % self._count])
 
     def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, from a step on."""
+        """This process's share of the batches of an epoch, from a step on."""
         order = self.order(epoch)
         for step in range(start_step, self.steps_per_epoch):
-            yield self.at(order[step * self._batch : (step + 1) * self._batch], epoch=epoch)
+            yield self.at(order[step * self._batch : (step + 1) * self._batch][self._share], epoch=epoch)
 
     def at(self, ids: NDArray[np.int64], *, epoch: int) -> Batch:
         """The batch of these draws (see `order`), as they look in an epoch."""

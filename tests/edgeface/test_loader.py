@@ -233,3 +233,21 @@ def test_stored_answers_move_with_the_crop_as_labels_do(tmp_path: Path) -> None:
     plain = answers["landmarks5"][batch.ids]
     assert (batch.labels[answered("landmarks5")] - plain).abs().max() > 0.05
     assert not torch.equal(answers["pose"][batch.ids], batch.labels[answered("pose")])
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_the_shares_of_several_processes_are_the_batch(packs: list[Pack], world: int) -> None:
+    common = {"tasks": ["gender", "smile"], "augment": AugmentSpec(), "input_px": 16, "batch": 4, "seed": 3}
+    whole = Batches(packs, **common)  # type: ignore[arg-type]
+    shares = [Batches(packs, **common, rank=rank, world=world) for rank in range(world)]  # type: ignore[arg-type]
+    for step, parts in enumerate(zip(*(share.epoch(1) for share in shares), strict=True)):
+        one = next(whole.epoch(1, start_step=step))
+        assert torch.equal(torch.cat([part.ids for part in parts]), one.ids)
+        assert torch.equal(torch.cat([part.images for part in parts]), one.images)
+        assert torch.equal(torch.cat([part.labels["gender"] for part in parts]), one.labels["gender"])
+        assert not torch.equal(parts[0].ids, parts[1].ids)  # twin: the shares are not the same rows
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(packs: list[Pack]) -> None:
+    with pytest.raises(ConfigError, match="a batch of 4 for 3 processes"):
+        Batches(packs, tasks=["gender"], augment=STILL, input_px=16, batch=4, seed=0, world=3)
