@@ -19,7 +19,8 @@ from edgeface.tasks import TASKS, Kind
 
 TEACHERS = ("vgg16", "vgg19", "resnet50")
 STUDENTS = ("edge_s", "cnn5", "vgg11", "lightcnn9", "tcdcn_relu")
-RESEARCH = ("tcdcn", "tcdcn_local", "tcdcn_unshared", "inception_resnet_v1")  # trained and scored, never deployed
+# Trained and scored, never deployed.
+RESEARCH = ("tcdcn", "tcdcn_local", "tcdcn_unshared", "tcdcn_60", "inception_resnet_v1")
 BACKBONES = (*TEACHERS, *RESEARCH, *STUDENTS)
 ACTIVATIONS = ("relu", "prelu")
 IMAGENET = "imagenet"  # a start that is no folder

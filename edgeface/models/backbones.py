@@ -227,8 +227,12 @@ def lightcnn9(*, width: float, input_px: int, head: str, activation: str = "relu
     return Built(module=_block(*layers, ("fc", fc)), features=features)
 
 
-# Channels, kernel, and whether a 2×2 max-pooling stands behind. Source: Zhang et al., ECCV 2014, figure 2.
-_TCDCN = ((16, 5, True), (48, 3, True), (64, 3, True), (64, 2, False))
+# Channels, kernel, and whether a 2×2 max-pooling stands behind.
+_Convolutions = tuple[tuple[int, int, bool], ...]
+# Source: Zhang et al., ECCV 2014, figure 2.
+_TCDCN: _Convolutions = ((16, 5, True), (48, 3, True), (64, 3, True), (64, 2, False))
+# Source: the shapes of the weights that the authors released with their TPAMI 2016 paper.
+_TCDCN_60: _Convolutions = ((20, 5, True), (48, 5, True), (64, 3, True), (80, 3, False))
 
 
 def tcdcn_relu(*, width: float, input_px: int, head: str, activation: str = "relu") -> Built:
@@ -258,12 +262,28 @@ def tcdcn_relu(*, width: float, input_px: int, head: str, activation: str = "rel
     return Built(module=_block(*layers, ("fc", fc)), features=features)
 
 
-def _tcdcn(name: str, *, unshared: tuple[int, ...], width: float, input_px: int, head: str, activation: str) -> Built:
-    """A published TCDCN, in which the convolutions of these numbers have weights of their own at every position."""
+def _tcdcn(
+    name: str,
+    *,
+    width: float,
+    input_px: int,
+    head: str,
+    activation: str,
+    plan: _Convolutions = _TCDCN,
+    units: int = 100,
+    unshared: tuple[int, ...] = (),
+) -> Built:
+    """A published TCDCN.
+
+    Args:
+        plan: Its convolutions.
+        units: Shared features behind them.
+        unshared: Numbers, from 1, of the convolutions with weights of their own at every position.
+    """
     _only_relu(name, activation)
     layers: list[tuple[str, nn.Module]] = [("luma", Luma()), ("z_score", ZScore())]
     channels, side = 1, input_px
-    for number, (base, kernel, pooled) in enumerate(_TCDCN, start=1):
+    for number, (base, kernel, pooled) in enumerate(plan, start=1):
         outputs = scaled(base, width)
         conv: nn.Module = (
             LocallyConnected2d(channels, outputs, kernel, side=side)
@@ -276,7 +296,7 @@ def _tcdcn(name: str, *, unshared: tuple[int, ...], width: float, input_px: int,
             layers.append((f"pool{number}", nn.MaxPool2d(2)))
             side //= 2
     built = _closed(layers, channels=channels, side=side, head=head or "flatten", name=name, input_px=input_px)
-    features = scaled(100, width)
+    features = scaled(units, width)
     fc = _block(("linear", nn.Linear(built.features, features)), ("abs_tanh", AbsTanh()))
     return Built(module=_block(*layers, ("fc", fc)), features=features)
 
@@ -294,7 +314,7 @@ def tcdcn(*, width: float, input_px: int, head: str, activation: str = "relu") -
 
     A learning rate of 3e-3 (adamw) drives its tanh towards the rails; 1e-3 and below train.
     """
-    return _tcdcn("tcdcn", unshared=(), width=width, input_px=input_px, head=head, activation=activation)
+    return _tcdcn("tcdcn", width=width, input_px=input_px, head=head, activation=activation)
 
 
 def tcdcn_local(*, width: float, input_px: int, head: str, activation: str = "relu") -> Built:
@@ -306,6 +326,22 @@ def tcdcn_unshared(*, width: float, input_px: int, head: str, activation: str = 
     """`tcdcn` without any shared weight: 3,410,020 parameters at 40 px. Assumed: biases are not shared either."""
     return _tcdcn(
         "tcdcn_unshared", unshared=(1, 2, 3, 4), width=width, input_px=input_px, head=head, activation=activation
+    )
+
+
+def tcdcn_60(*, width: float, input_px: int, head: str, activation: str = "relu") -> Built:
+    """The later TCDCN, for 68 points on 60 px: 467,592 parameters, with the linear layer to 68 points 537,360.
+
+    A research network, as `tcdcn` is.
+
+    Source:
+        Zhang et al., Learning Deep Representation for Face Alignment with Auxiliary Attributes, TPAMI 2016,
+        arXiv:1408.3967; the layers are the shapes of its released weights: 5×5×20, 5×5×48, 3×3×64, 3×3×80, 512 units.
+        Weights tell no more: that a 2×2 max-pooling stands behind the first three convolutions follows from the 720
+        inputs of the 512 units at 60 px; |tanh|, where it stands and the z-score are assumed to be those of `tcdcn`.
+    """
+    return _tcdcn(
+        "tcdcn_60", plan=_TCDCN_60, units=512, width=width, input_px=input_px, head=head, activation=activation
     )
 
 
@@ -508,6 +544,7 @@ BUILDERS: dict[str, Builder] = {
     "tcdcn": tcdcn,
     "tcdcn_local": tcdcn_local,
     "tcdcn_unshared": tcdcn_unshared,
+    "tcdcn_60": tcdcn_60,
     "inception_resnet_v1": inception_resnet_v1,
     "edge_s": edge_s,
     "cnn5": cnn5,

@@ -20,7 +20,7 @@ _IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 _STUDENT = ((128.0,) * 3, (64.0,) * 3)
 # TCDCN z-scores each picture itself; the last is [M], see its builder.
 _RESEARCH = {
-    **dict.fromkeys(("tcdcn", "tcdcn_local", "tcdcn_unshared"), ((0.0,) * 3, (255.0,) * 3)),
+    **dict.fromkeys(("tcdcn", "tcdcn_local", "tcdcn_unshared", "tcdcn_60"), ((0.0,) * 3, (255.0,) * 3)),
     "inception_resnet_v1": ((127.5,) * 3, (128.0,) * 3),
 }
 

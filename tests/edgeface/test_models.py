@@ -32,10 +32,12 @@ from edgeface.models.network import (
 from edgeface.specs import BACKBONES, RESEARCH, STUDENTS, NetworkSpec, output_spec
 
 MEAN_SHAPE = tuple((0.3 + 0.1 * k, 0.4) for k in range(5))
+POINTS = ((0.5, 0.5),) * 68
 OUTPUTS = (output_spec("landmarks5", mean_shape=MEAN_SHAPE), output_spec("gender"), output_spec("age"))
 
 
 INPUT_PX = dict.fromkeys(BACKBONES, 32) | dict.fromkeys((b for b in BACKBONES if b.startswith("tcdcn")), 40)
+INPUT_PX["tcdcn_60"] = 60
 INPUT_PX["inception_resnet_v1"] = 75  # the smallest it takes
 
 
@@ -61,6 +63,8 @@ def test_builders_hold_exactly_the_named_backbones() -> None:
         ("tcdcn_local", 40, "", 77_236 + 3 * (64 * 64 * 4 + 64)),
         # The published derivation says 3.41 M for all four unshared.
         ("tcdcn_unshared", 40, "", 3_410_020),
+        # 5·5·20 + 20, 5·5·20·48 + 48, 3·3·48·64 + 64, 3·3·64·80 + 80 and 720·512 + 512.
+        ("tcdcn_60", 60, "", 520 + 24_048 + 27_712 + 46_160 + 369_152),
         ("cnn5", 64, "", 980_032),
     ],
 )
@@ -69,6 +73,15 @@ def test_folded_backbone_has_the_published_parameter_count(
 ) -> None:
     built = BUILDERS[backbone](width=1.0, input_px=input_px, head=head)
     assert count_parameters(built.module) == expected
+
+
+def test_the_later_tcdcn_has_the_released_number_of_parameters_at_60_px_alone() -> None:
+    def with_points(input_px: int) -> int:
+        spec = NetworkSpec(backbone="tcdcn_60", input_px=input_px)
+        return count_parameters(build_network(spec, model_spec(spec, (output_spec("landmarks68", mean_shape=POINTS),))))
+
+    assert with_points(60) == 537_360
+    assert with_points(68) != 537_360  # the twin: another side leaves another map in front of the 512 units
 
 
 def test_wider_backbone_has_another_parameter_count_twin() -> None:
@@ -307,12 +320,13 @@ def test_a_network_with_its_own_non_linearities_refuses_prelu(backbone: str) -> 
 
 def tiny(backbone: str, *, seed: int, tasks: tuple[str, ...] = ("gender",)) -> MultiTaskNetwork:
     network = small(backbone)
-    outputs = [output_spec(task, mean_shape=((0.5, 0.5),) * 68 if task == "landmarks68" else ()) for task in tasks]
+    outputs = [output_spec(task, mean_shape=POINTS if task == "landmarks68" else ()) for task in tasks]
     return build_network(network, model_spec(network, outputs), seed=seed)
 
 
 @pytest.mark.parametrize(
-    ("backbone", "blocks"), [("vgg16", 13), ("vgg19", 16), ("resnet50", 5), ("tcdcn", 5), ("edge_s", 9), ("cnn5", 5)]
+    ("backbone", "blocks"),
+    [("vgg16", 13), ("vgg19", 16), ("resnet50", 5), ("tcdcn", 5), ("tcdcn_60", 5), ("edge_s", 9), ("cnn5", 5)],
 )
 def test_blocks_of_a_trunk_are_its_layers_with_weights(backbone: str, blocks: int) -> None:
     network = tiny(backbone, seed=0)
