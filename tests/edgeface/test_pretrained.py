@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -148,6 +150,33 @@ def test_a_backbone_without_published_weights_is_refused() -> None:
 
 def test_the_digest_in_a_published_name_is_the_one_that_is_checked() -> None:
     assert all(published.sha256 in published.file for published in PUBLISHED.values())
+
+
+def torchvision_url(enumeration: str) -> str:
+    """Address of the IMAGENET1K_V1 weights in torchvision's own source, which is read and not imported."""
+    found = find_spec("torchvision")
+    if found is None or found.origin is None:
+        pytest.skip("torchvision is not installed: its table of published weights cannot be read")
+    sources = Path(found.origin).parent.joinpath("models")
+    text = "".join((sources / name).read_text(encoding="utf-8") for name in ("vgg.py", "resnet.py"))
+    of_class = text.partition(f"class {enumeration}(WeightsEnum):")[2]
+    of_version = of_class.partition("IMAGENET1K_V1 = Weights(")[2]
+    match = re.search(r'url="([^"]+)"', of_version)
+    assert match is not None, f"torchvision names no file for {enumeration}"
+    return match[1]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "enumeration"),
+    [("vgg16", "VGG16_BN_Weights"), ("vgg19", "VGG19_BN_Weights"), ("resnet50", "ResNet50_Weights")],
+)
+def test_the_published_file_is_the_one_in_torchvisions_own_table(backbone: str, enumeration: str) -> None:
+    assert torchvision_url(enumeration).rpartition("/")[2] == PUBLISHED[backbone].file
+    assert torchvision_url("VGG16_Weights").rpartition("/")[2] != PUBLISHED["vgg16"].file  # the twin: no batch-norm
+
+
+def test_every_backbone_with_published_weights_is_compared_with_torchvision() -> None:
+    assert set(PUBLISHED) == {"vgg16", "vgg19", "resnet50"}
 
 
 def _another_digest(path: Path) -> str:
