@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,29 +45,46 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         DataError: The file is missing, is no picture, is larger than `limits` allows, ends before its last row, or has
             more than 8 bits per channel.
     """
-    from PIL import ImageOps
-
     try:
         # Pillow rather than OpenCV: OpenCV fills the missing rows of a truncated JPEG with grey and says nothing.
         with _open(path) as picture:
-            if picture.mode[0] in "IF":  # Pillow would clip 16 bits to 8 and hand out white
-                raise ValueError(f"more than 8 bits per channel: mode {picture.mode!r}")
-            upright = ImageOps.exif_transpose(picture) if "exif" in picture.info else picture
-            return np.asarray(upright.convert("RGB"))
+            return _pixels(picture)
     except Exception as error:
         raise _unreadable(path, error) from None
 
 
+def decode_image(content: bytes, *, where: str) -> NDArray[np.uint8]:
+    """As `read_image`, of a picture that is in memory already; `where` it came from, for the error."""
+    try:
+        with _within_limits(io.BytesIO(content)) as picture:
+            return _pixels(picture)
+    except Exception as error:
+        raise _unreadable(where, error) from None
+
+
+def _pixels(picture: Image) -> NDArray[np.uint8]:
+    from PIL import ImageOps
+
+    if picture.mode[0] in "IF":  # Pillow would clip 16 bits to 8 and hand out white
+        raise ValueError(f"more than 8 bits per channel: mode {picture.mode!r}")
+    upright = ImageOps.exif_transpose(picture) if "exif" in picture.info else picture
+    return np.asarray(upright.convert("RGB"))
+
+
 def _open(path: Path) -> Image:
     """A picture whose header alone is read, within limits."""
-    from PIL import Image
-
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, a device read without end
         raise ValueError("not a plain file")
     if found.st_size > limits.PICTURE_BYTES:
         raise ValueError(f"{found.st_size:,} bytes, where at most {limits.PICTURE_BYTES:,} are read")
-    picture = Image.open(path, formats=limits.PICTURE_FORMATS)
+    return _within_limits(path)
+
+
+def _within_limits(file: Path | io.BytesIO) -> Image:
+    from PIL import Image
+
+    picture = Image.open(file, formats=limits.PICTURE_FORMATS)
     width, height = picture.size
     if width * height > limits.PICTURE_PIXELS:
         picture.close()
@@ -74,7 +92,7 @@ def _open(path: Path) -> Image:
     return picture
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
+def _unreadable(path: Path | str, error: Exception) -> DataError:
     """What a reader says of a picture; Pillow's plug-ins raise whatever comes: struct.error, KeyError, …"""
     if isinstance(error, FileNotFoundError):
         return DataError(MISSING, expected="a file", where=str(path), do="Restore it")
