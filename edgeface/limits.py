@@ -17,6 +17,12 @@ LABEL_BYTES = 1 << 30
 LABEL_LINE = 1 << 20
 LABEL_NAME = 1024  # characters of a path in a list; Linux takes 4,096 bytes, four a letter
 
+# Shards (tar files). A member is a picture, and has a picture's limit, or says something of one.
+TAR_MEMBERS = 1_000_000
+TAR_HEADER_BYTES = 64 << 10  # of a long name or a pax header
+TAR_PADDING_BYTES = 1 << 20  # empty blocks at the end; GNU tar writes up to 10 KiB unless told otherwise
+SAMPLE_BYTES = 1 << 20  # a sample's JSON, class or text
+
 # TOML and JSON.
 RECIPE_BYTES = 256 << 10
 TOML_DOTS = 300  # in a line; 106 landmarks have 212
@@ -33,6 +39,10 @@ WEIGHTS_BYTES = 8 << 30
 # Golden faces and answers, counted as the arrays' headers promise, not as the compressed file is large.
 GOLDEN_BYTES = 512 << 20
 GOLDEN_ARRAYS = 4096
+
+# Model files, all parts together: flatbuffers and protobuf hold no more than 2 GiB in one piece.
+MODEL_BYTES = 2 << 30
+MODEL_FILES = 1000  # of an .mlpackage folder, which has four
 
 # Objects in a TFLite file; the largest networks for phones have a few thousand.
 TFLITE_OBJECTS = 1_000_000

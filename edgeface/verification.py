@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeface import limits
 from edgeface.errors import DataError
+from edgeface.files import read_limited
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -86,9 +88,10 @@ def read_pairs(path: Path) -> Pairs:
         Huang et al., Labeled Faces in the Wild, UMass technical report 07-49, 2007, and its README.
     """
     try:
-        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_limited(path, limit=limits.LABEL_BYTES).decode("utf-8")
+    except (OSError, ValueError) as error:
         raise DataError(f"cannot be read ({error})", expected="a list of pairs", where=str(path)) from error
+    lines = [line.split() for line in text.splitlines() if line.strip()]
     head = lines[0] if lines else []
     if len(head) not in (1, 2) or not all(_whole(word) and int(word) > 0 for word in head):
         raise _bad_line(path, 1, " ".join(head), "number of folds and number of pairs")

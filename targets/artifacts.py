@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgeface import limits
 from edgeface.errors import ModelError
 from edgeface.files import sha256_file, sha256_json
 
@@ -20,6 +22,33 @@ def parts(path: Path) -> Iterator[Path]:
     yield path
     if path.suffix == ".xml":
         yield path.with_suffix(".bin")
+
+
+def require_readable(path: Path) -> None:
+    """Refuse a model that is not made of plain files, before anything opens it.
+
+    A pipe would be waited for and a device read without end; a link inside a package could lead anywhere.
+
+    Raises:
+        ModelError: A part is no plain file, leads out of its package, or there is more than `limits` allows.
+    """
+    entries = sorted(path.rglob("*")) if path.is_dir() else [part for part in parts(path) if part.exists()]
+    total = 0
+    for entry in entries:
+        found = entry.stat() if entry.exists() else entry.lstat()
+        if path.is_dir() and not entry.resolve().is_relative_to(path.resolve()):
+            raise _unreadable(f"a link out of the package, to {entry.resolve()}", "files of its own", where=entry)
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+            raise _unreadable("not a plain file", "one", where=entry)
+        total += found.st_size
+    if len(entries) > limits.MODEL_FILES:
+        raise _unreadable(f"{len(entries):,} files", f"at most {limits.MODEL_FILES:,}", where=path)
+    if total > limits.MODEL_BYTES:
+        raise _unreadable(f"{total:,} bytes", f"at most {limits.MODEL_BYTES:,}", where=path)
+
+
+def _unreadable(found: str, expected: str, *, where: Path) -> ModelError:
+    return ModelError(found, expected=expected, where=str(where), do="Copy or build it again")
 
 
 def size_bytes(path: Path) -> int:

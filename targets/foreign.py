@@ -23,9 +23,15 @@ from edgeface.specs import ModelSpec, OutputSpec
 from edgeface.tasks import TASKS, Kind
 from targets.protocol import Port
 
+# What Python, C++, the system and torch say when memory is refused.
+_NO_MEMORY = ("MemoryError", "bad_alloc", "Cannot allocate memory", "can't allocate memory")
+
+_ROOT = str(Path(__file__).resolve().parent.parent)  # where `targets` is imported from
+
 # Set by the process itself before it loads anything: a hook between fork and exec is not safe where there are threads.
 _CONFINED = """
 import sys
+sys.path.append(sys.argv[4])
 try:
     import resource
 except ImportError:  # Windows has no such limits; time is limited from outside
@@ -51,7 +57,9 @@ def try_apart(program: str, path: Path, *, runtime: str, expected: str) -> None:
         ModelError: It could not be run, or not within `limits.TRIAL_S` and `limits.TRIAL_MEMORY_BYTES`.
     """
     seconds, memory = limits.TRIAL_S, limits.TRIAL_MEMORY_BYTES
-    argv = [sys.executable, "-c", _CONFINED + program, str(path), str(memory), str(math.ceil(seconds))]
+    # -P: else a stray openvino.py in the folder of the user would be the runtime.
+    program = _CONFINED + program
+    argv = [sys.executable, "-P", "-c", program, str(path), str(memory), str(math.ceil(seconds)), _ROOT]
     with tempfile.TemporaryFile() as words:
         # A session of its own, so that whatever it starts ends with it.
         process = subprocess.Popen(
@@ -79,7 +87,7 @@ def try_apart(program: str, path: Path, *, runtime: str, expected: str) -> None:
     else:
         lines = [line.strip() for line in said.splitlines() if line.strip()]
         reason = lines[-1][-300:] if lines and process.returncode > 0 else f"ended by signal {-process.returncode}"
-        out_of_memory = any(word in said for word in ("MemoryError", "bad_alloc", "Cannot allocate memory"))
+        out_of_memory = any(word in said for word in _NO_MEMORY)
         reason = f"it wants more than {memory:,} bytes of memory" if out_of_memory else _printable(reason)
         found, do = f"{runtime} cannot run it ({reason})", "Copy or build it again"
     raise ModelError(found, expected=expected, where=str(path), do=do)

@@ -34,11 +34,15 @@ from targets.silence import silenced
 TFLITE_RUNTIMES = ("tflite-xnnpack", "tflite-builtin", "tensorflow", "tflite-2.14")
 
 _PROBE = """
-import sys
-from ai_edge_litert.interpreter import Interpreter
-interpreter = Interpreter(model_path=sys.argv[1], num_threads=1)
-interpreter.allocate_tensors()
-interpreter.invoke()
+import contextlib, sys
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+def run(resolver):
+    interpreter = Interpreter(model_path=sys.argv[1], experimental_op_resolver_type=resolver, num_threads=1)
+    interpreter.allocate_tensors()
+    interpreter.invoke()
+run(OpResolverType.AUTO)
+with contextlib.suppress(RuntimeError, ValueError):  # what TFLite's own kernels refuse, they refuse by an error again
+    run(OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
 """
 
 

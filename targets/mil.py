@@ -45,7 +45,7 @@ from edgeface.evaluate import Outputs
 from edgeface.specs import ModelSpec
 from targets import artifacts
 from targets.coreml import read_model, weights_file
-from targets.foreign import minimal_spec, require_outputs, standardize
+from targets.foreign import minimal_spec, require_outputs, standardize, try_apart
 from targets.protocol import Grids, Operations, Port
 
 Arithmetic = Literal["fp32", "fp16"]
@@ -1091,6 +1091,28 @@ def observed_precision(program: Program) -> str:
     if kinds & {"constexpr_affine_dequantize", "constexpr_blockwise_shift_scale"}:
         return "w8"
     return "fp16" if any(value.dtype == "fp16" for value in program.declared().values()) else "fp32"
+
+
+_PROBE = """
+import contextlib, sys
+from pathlib import Path
+from edgeface.errors import MissingToolError, ModelError, UnsupportedError
+from targets.mil import MilRunner
+try:
+    with contextlib.suppress(MissingToolError, UnsupportedError):  # whoever opens the package next says the same
+        MilRunner(Path(sys.argv[1]), spec=None, runtime="mil", precision="", threads=1).prepare(0)()
+except ModelError as error:
+    sys.exit(error.found)
+"""
+
+
+def probe(path: Path) -> None:
+    """Load and run a package in a process of its own: its sizes could ask torch for all memory, or for hours.
+
+    Raises:
+        ModelError: It could not be run within `limits`.
+    """
+    try_apart(_PROBE, path, runtime="edgeface's executor of Core ML packages", expected="a whole .mlpackage")
 
 
 class MilRunner:

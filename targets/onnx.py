@@ -647,7 +647,9 @@ _PROBE = """
 import sys
 from pathlib import Path
 from targets.onnx import OnnxRunner
-OnnxRunner(Path(sys.argv[1]), spec=None, runtime="onnxruntime", precision="", threads=1).prepare(0)()
+runner = OnnxRunner(Path(sys.argv[1]), spec=None, runtime="onnxruntime", precision="", threads=1)
+runner.prepare(0)()
+runner.macs  # infers shapes in native code
 """
 
 

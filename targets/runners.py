@@ -149,7 +149,9 @@ def _open_coreml(path: Path, *, runtime: str, **options: Any) -> TimedRunner:
 
 
 def _probe_coreml(path: Path) -> None:
-    """Nothing native reads the package here: edgeface's own executor does."""
+    from targets.mil import probe
+
+    probe(path)
 
 
 def _note_coreml(path: Path) -> Mapping[str, Any]:
@@ -511,6 +513,7 @@ def _manifest_files(manifest: Mapping[str, Any], *, where: Path) -> dict[str, An
 def _vouched(path: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]) -> Located:
     """A file whose manifest says what it is, checked against its digest."""
     artifacts.check(path, entry)
+    _check_identifier(path)
     try:
         spec = read_model_spec(manifest["model"], where=str(path.parent / MANIFEST))
     except (ConfigError, KeyError) as error:
@@ -535,6 +538,7 @@ def _check_identifier(path: Path) -> None:
             where=str(path),
             do="Name a whole model",
         )
+    artifacts.require_readable(path)
     if kind.magic is None:
         return
     with path.open("rb") as stream:

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgeface import limits
 from edgeface.cli.result import Result
 from edgeface.errors import ModelError, UsageError
+from edgeface.files import read_limited
 
 if TYPE_CHECKING:
     from edgeface.data.pack import Pack
@@ -182,7 +184,7 @@ def _of_run(
         summary=recipe.summary,
         cards=cards,
         curves={
-            stage: (folder / stage / "curve.csv").read_text(encoding="utf-8")
+            stage: _text(folder / stage / "curve.csv", limit=limits.CURVE_BYTES)
             for stage in ("teacher", "student", "qat")
             if (folder / stage / "curve.csv").is_file()
         },
@@ -190,7 +192,7 @@ def _of_run(
         layers=layers,
         examples=shown,
         origins=origins(folder, bundles),
-        recipe=(folder / RECIPE).read_text(encoding="utf-8"),
+        recipe=_text(folder / RECIPE, limit=limits.RECIPE_BYTES),
     )
     return report, cards
 
@@ -238,8 +240,22 @@ def bundles_of(run: Path, *, out: Path = _BUNDLES) -> list[Path]:
 
     digests = [load_checkpoint(run / stage).sha256 for stage in ("student", "qat") if (run / stage).is_dir()]
     manifests = sorted(out.glob("*/manifest.json"))
-    texts = {path.parent: path.read_text(encoding="utf-8", errors="replace") for path in manifests}
+    texts = {path.parent: _text(path, limit=limits.MANIFEST_BYTES) for path in manifests}
     return [bundle for bundle, text in texts.items() if any(digest in text for digest in digests)]
+
+
+def _text(path: Path, *, limit: int) -> str:
+    """A text file of a run or bundle.
+
+    Raises:
+        ModelError: It cannot be read, or is larger than `limit` bytes.
+    """
+    try:
+        return read_limited(path, limit=limit).decode("utf-8", "replace")
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"cannot be read ({error})", expected="a file as edgeface wrote it", where=str(path), do="Restore it"
+        ) from error
 
 
 def crops_of(runner: Runner, source: str, *, root: str) -> Pack:

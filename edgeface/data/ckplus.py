@@ -26,9 +26,11 @@ into one fold. `foldK-fit` and `foldK-dev` part a training list into nine tenths
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgeface import limits
 from edgeface.data.corpus import Corpus
 from edgeface.data.images import read_size
 from edgeface.data.listing import (
@@ -44,6 +46,7 @@ from edgeface.data.listing import (
     read_files,
 )
 from edgeface.data.points import crop_about, five_points, read_points
+from edgeface.files import read_limited
 from edgeface.tasks import EXPRESSIONS, TASKS
 
 TERMS = Terms(name="ckplus", version=1, licence="non-commercial research only (CK+ agreement)", research_only=True)
@@ -112,14 +115,18 @@ def _frames(path: Path, row: Row) -> list[Row]:
     _, person, sequence, name = row["file"].split("/")
     folder = path / "cohn-kanade-images" / person / sequence
     files = [file.relative_to(path).as_posix() for file in sorted(folder.glob(f"{person}_{sequence}_*.png"))]
-    text = (path / row["file"]).read_text(encoding="utf-8-sig", errors="replace").strip()
+    broken = Row(where=row.where, cells={"file": f"{folder.relative_to(path).as_posix()}/"})
+    try:
+        content = read_limited(path / row["file"], limit=limits.LABEL_LINE)
+    except (OSError, ValueError) as error:
+        return [replace(broken, broken=f"unreadable label: {name!r} ({error})")]
+    text = content.decode("utf-8-sig", errors="replace").strip()
     try:
         code = f"{float(text):g}"
     except ValueError:
         code = text
     if len(files) <= PEAKS:
-        broken = f"short sequence: {len(files)} pictures for {name!r}"
-        return [Row(where=row.where, cells={"file": f"{folder.relative_to(path).as_posix()}/"}, broken=broken)]
+        return [replace(broken, broken=f"short sequence: {len(files)} pictures for {name!r}")]
     return [
         Row(where=row.where, cells={"file": file, "code": code if place else "0"})
         for place, file in enumerate([files[0], *files[-PEAKS:]])

@@ -26,10 +26,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from edgeface import limits
 from edgeface.data.corpus import Corpus
 from edgeface.data.images import read_size
 from edgeface.data.listing import TRAIN_PARTS, Face, Row, Terms, check_split, gather, in_part, read_lines
 from edgeface.errors import DataError
+from edgeface.files import read_limited
 from edgeface.tasks import EXPRESSIONS, TASKS
 
 TERMS = Terms(name="rafdb", version=1, licence="non-commercial research only (RAF-DB)", research_only=True)
@@ -103,8 +105,8 @@ def read(
 def _attributes(file: Path) -> tuple[dict[str, object], dict[str, str]]:
     """Labels and groups of a manual attribute file."""
     try:
-        words = file.read_text(encoding="utf-8-sig").split()
-    except (OSError, UnicodeDecodeError) as error:
+        words = read_limited(file, limit=limits.LABEL_LINE).decode("utf-8-sig").split()
+    except (OSError, ValueError) as error:
         raise DataError(
             f"missing attribute file: {file.name!r} ({error})", expected="a text file", where=str(file), do="Restore it"
         ) from None

@@ -14,7 +14,6 @@ changes of the metric: points for accuracies and percentages, relative percent f
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any, TypedDict, TypeVar, cast
 import numpy as np
 
 from edgeface.errors import BudgetError, MissingToolError, ModelError
+from edgeface.files import read_json
 from edgeface.tasks import TASKS
 
 SCHEMA = 1
@@ -302,7 +302,7 @@ def read_scorecard(path: Path) -> Scorecard:
         ModelError: It is missing, not JSON, or of another form.
     """
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain = read_json(path)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"cannot be read ({error})", expected="a scorecard.json", where=str(path), do="Measure it again"
