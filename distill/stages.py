@@ -330,6 +330,7 @@ def save_stage(
     student: str = "",
     teacher: Checkpoint | None = None,
     answers: Answers | None = None,
+    start: Checkpoint | None = None,
 ) -> Checkpoint:
     """Save a finished stage; the step checkpoint goes, so a stopped run ends with the same files as an unstopped one.
 
@@ -338,13 +339,15 @@ def save_stage(
         student: Path from `folder` to the float student of a QAT checkpoint; `build` takes the float files from it.
         teacher: What taught it: its terms are inherited.
         answers: As `teacher`.
+        start: What its weights began as: its terms are inherited, too.
     """
     from edgeface.config import dump_recipe
 
     terms = [(data.licences, data.research_only)]
-    if teacher is not None:
-        made = teacher.manifest["provenance"]
-        terms.append((made["licences"], made["research_only"]))
+    for origin in (start, teacher):
+        if origin is not None:
+            made = origin.manifest["provenance"]
+            terms.append((made["licences"], made["research_only"]))
     if answers is not None:
         terms.append((list(answers.licences), answers.research_only))
 
@@ -490,9 +493,16 @@ def _train_float(
         made_from=learned_from(teacher, answers),
         teacher=teacher,
         answers=answers,
+        start=begun_from(spec),
     )
     remove_partial(folder)
     return checkpoint
+
+
+def begun_from(spec: TeacherSpec | StudentSpec) -> Checkpoint | None:
+    """The checkpoint whose trunk a stage's network begins with; None where it begins at random or as published."""
+    start = spec.transfer.start
+    return load_checkpoint(Path(start)) if start not in ("", IMAGENET) else None
 
 
 def begin_network(spec: TeacherSpec | StudentSpec, model: ModelSpec, *, seed: int) -> MultiTaskNetwork:

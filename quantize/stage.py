@@ -31,6 +31,7 @@ from distill.stages import (
     watcher,
 )
 from distill.train import Progress, train
+from distill.trouble import sample_names
 from edgeface.checkpoint import Checkpoint
 from edgeface.config import to_plain
 from edgeface.files import sha256_json
@@ -104,7 +105,7 @@ def train_qat(
         seed=seed,
         start=student,
     )
-    trained = train(
+    trained = sample_names([part.keys for part in data.train])(train)(
         network,
         objective,
         batches,
@@ -133,6 +134,7 @@ def train_qat(
         made_from={"student": student.sha256, **learned_from(teacher, answers)},
         teacher=teacher,
         answers=answers,
+        start=student,
         student=os.path.relpath(student.folder.resolve(), folder.parent.resolve() / folder.name),
     )
     remove_partial(folder)
