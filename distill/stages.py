@@ -21,6 +21,7 @@ from distill.imbalance import label_weights
 from distill.objective import Objective
 from distill.stopping import Stopping
 from distill.train import Progress, Trained, train
+from distill.trouble import sample_names
 from edgeface.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from edgeface.config import to_plain
 from edgeface.data.derive import derived
@@ -29,7 +30,7 @@ from edgeface.data.pack import Pack, pack
 from edgeface.data.sources import data_root, open_source
 from edgeface.errors import ConfigError, DataError, ModelError
 from edgeface.evaluate import evaluate
-from edgeface.files import sha256_json
+from edgeface.files import remove_folder, settle, sha256_json
 from edgeface.metrics import main_metric
 from edgeface.models.network import MultiTaskNetwork, build_network, model_spec, take_over
 from edgeface.models.pretrained import load_published, published
@@ -107,6 +108,11 @@ class TrainingData:
     @property
     def licences(self) -> list[str]:
         return [f"{part.name}: {part.licence}" for part in self.train]
+
+    @property
+    def faces(self) -> dict[str, str]:
+        """Training source to the digest of its pictures and labels."""
+        return {part.source: part.content_hash for part in self.train}
 
     @property
     def research_only(self) -> bool:
@@ -310,10 +316,14 @@ def learned_from(teacher: Checkpoint | None, answers: Answers | None) -> dict[st
 
 def finished(folder: Path, key: str) -> Checkpoint | None:
     """The stage's checkpoint when it is there, whole, and made from the same recipe and data."""
+    settle(folder)
     if not (folder / "manifest.json").is_file():
         return None
     checkpoint = load_checkpoint(folder)
-    return checkpoint if checkpoint.manifest["key"] == key else None
+    if checkpoint.manifest["key"] != key:
+        return None
+    remove_partial(folder)  # killed between saving the one and deleting the other
+    return checkpoint
 
 
 def save_stage(
@@ -466,7 +476,7 @@ def _train_float(
     )
     balancing = balancing_with(spec, objective, network)
     stops = spec.stopping.mode != "none"
-    trained = train(
+    trained = sample_names([part.keys for part in data.train])(train)(
         network,
         objective,
         batches,
@@ -693,6 +703,4 @@ def _device() -> torch.device:
 
 def remove_partial(folder: Path) -> None:
     """Delete the step checkpoint of a stage whose checkpoint is saved."""
-    import shutil
-
-    shutil.rmtree(partial_folder(folder), ignore_errors=True)
+    remove_folder(partial_folder(folder))

@@ -21,8 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from distill.images import shrink
-from edgeface.errors import DataError, InterruptedRun, ModelError
-from edgeface.files import read_json, sha256_file, write_folder, write_json
+from distill.trouble import check_finite, diverged, out_of_memory
+from edgeface.errors import InterruptedRun, ModelError
+from edgeface.files import read_json, settle, sha256_file, write_folder, write_json
+from edgeface.memory import is_memory
 from edgeface.specs import TrainSpec
 
 
@@ -199,6 +201,7 @@ def _save_partial(folder: Path, *, tensors: Mapping[str, Tensor], facts: Mapping
 def _load_partial(folder: Path, *, key: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     from safetensors.torch import load_file
 
+    settle(folder)
     if not (folder / "state.json").is_file():
         return None
     try:
@@ -262,7 +265,8 @@ def train(
     Raises:
         InterruptedRun: Ctrl-C; the step checkpoint is written.
         ModelError: The step checkpoint is damaged or of another training.
-        DataError: The loss is not a finite number.
+        DivergedError: The loss, or a weight, is not a finite number.
+        ResourceError: The GPU's memory, or this machine's, does not hold a batch.
     """
     from lightning_fabric import Fabric
 
@@ -298,6 +302,7 @@ def train(
     sums: dict[str, float] = {}
 
     def save() -> None:
+        check_finite(network, step=done, partial=partial)
         _save_partial(
             partial,
             tensors=_collect(
@@ -335,19 +340,23 @@ def train(
                 pictures = shrink(images, input_px)
                 prepared.zero_grad()
                 steering.zero_grad()
-                if balancing is None:
-                    total, parts = loss(model(pictures), images, labels)
-                    fabric.backward(total)
-                else:
-                    total, parts = balancing.backward(model(pictures), images, labels, differentiate=fabric.backward)
-                value = float(total.detach())
+                try:
+                    if balancing is None:
+                        total, parts = loss(model(pictures), images, labels)
+                        fabric.backward(total)
+                    else:
+                        total, parts = balancing.backward(
+                            model(pictures), images, labels, differentiate=fabric.backward
+                        )
+                    value = float(total.detach())
+                except (RuntimeError, MemoryError) as error:
+                    if not is_memory(error):
+                        raise
+                    raise out_of_memory(
+                        error, model, loss, images, labels, input_px=input_px, step=done, partial=partial
+                    ) from None
                 if not math.isfinite(value):
-                    raise DataError(
-                        f"the loss is {value} at step {done}, samples {batch.ids[:8].tolist()}…",
-                        expected="a finite loss",
-                        where=str(partial.parent),
-                        do="Lower the learning rate or look at these samples' labels; the last step checkpoint stands",
-                    )
+                    raise diverged(f"the loss is {value}", step=done, ids=batch.ids, partial=partial)
                 if spec.clip:
                     fabric.clip_gradients(model, prepared, max_norm=spec.clip, error_if_nonfinite=False)
                 prepared.step()
@@ -388,11 +397,7 @@ def train(
                         report(progress)
                 if interrupted():
                     save()
-                    raise InterruptedRun(
-                        f"stopped at step {done} of {steps}",
-                        where=str(partial.parent),
-                        do="Type the same command with --resume to go on",
-                    )
+                    raise InterruptedRun(f"stopped at step {done} of {steps}", where=str(partial.parent))
                 if now - last_saved > spec.checkpoint_s:
                     save()
                     last_saved = time.monotonic()
@@ -400,6 +405,7 @@ def train(
                     break
 
     weights = average.tensors if average is not None else network.state_dict()
+    check_finite(network, step=done, partial=partial)
     return Trained(
         weights={name: tensor.detach().cpu().clone() for name, tensor in weights.items()},
         companions={name: tensor.detach().cpu().clone() for name, tensor in companions.state_dict().items()},

@@ -7,6 +7,7 @@
     ├── ModelError           2   a checkpoint, bundle or model file that cannot be used
     ├── UnsupportedError     2   a request that edgeface or a target refuses, with what it accepts
     ├── OutputError          2   an output folder that is full, read-only, or taken
+    ├── ResourceError        2   memory, of this process or of a GPU, that does not suffice
     ├── BudgetError          1   a budget, parity or check that did not hold
     ├── MissingToolError     3   a tool-kit or device that is not here: NOT_RUN
     │   └── DeviceError      3   a device that was there and did not finish its job: NOT_RUN
@@ -132,6 +133,10 @@ class UnsupportedError(EdgefaceError):
 
 
 class OutputError(EdgefaceError):
+    exit_code = 2
+
+
+class ResourceError(EdgefaceError):
     exit_code = 2
 
 

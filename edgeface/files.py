@@ -7,20 +7,23 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from edgeface import limits
-from edgeface.errors import OutputError
+from edgeface.errors import EdgefaceError, OutputError
 
 # What a place that cannot take an output answers: full, read-only, not ours, or a file where a folder should be.
 NO_ROOM = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO),
 )
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def output_error(error: OSError, *, where: Path) -> OutputError:
@@ -54,25 +57,122 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def no_room(error: BaseException) -> OSError | None:
+    """The system's answer behind an error, when it is that a place cannot take an output.
+
+    Native code (safetensors, converters) wraps the answer into types of its own, and keeps its words.
+    """
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return error
+    words = str(error)
+    return next((OSError(code, os.strerror(code)) for code in _FULL if os.strerror(code) in words), None)
+
+
+def try_lock(descriptor: int) -> bool:
+    """Take the lock of an open file or folder; the system gives it back when the process ends, however it ends.
+
+    Returns:
+        False when another process has it. True too where there are no such locks: Windows, some network file systems.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+    return True
+
+
+def _aside(path: Path, *, end: str = "partial") -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{end}")
+
+
+def settle(path: Path) -> None:
+    """Put right what processes left that were killed while they wrote `path`.
+
+    A folder that had stepped aside for its successor comes back where neither is in its place; unfinished files and
+    folders go. What a living process writes, here or on another machine, is not touched.
+    """
+    name = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.(partial|old)")
+    try:
+        found = [(entry.name, name.fullmatch(entry.name)) for entry in os.scandir(path.parent)]
+    except OSError:
+        return
+    for left, match in found:
+        if match is None or _is_running(int(match[1])) or _is_held(path.with_name(left)):
+            continue
+        with contextlib.suppress(OSError):
+            if match[2] == "old" and not os.path.lexists(path):
+                path.with_name(left).replace(path)
+            else:
+                _delete(path.with_name(left))
+
+
+def _is_running(pid: int) -> bool:
+    if os.name != "posix":  # elsewhere a signal 0 is no question
+        return True
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _is_held(path: Path) -> bool:
+    """Whether a process has the lock of a file or folder that is being filled."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return not try_lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder, and what killed processes left of it."""
+    _delete(folder)
+    settle(folder)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file aside, flush it to disk and rename it into place.
 
     Raises:
         OutputError: The folder is full, read-only or not ours; an earlier file at `path` is untouched.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    aside = _aside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        settle(path)
         with aside.open("wb") as stream:
+            try_lock(stream.fileno())
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        aside.replace(path)
+            aside.replace(path)
         _fsync(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
         raise output_error(error, where=path) from error
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: object) -> None:
@@ -140,39 +240,78 @@ def write_folder(folder: Path) -> Iterator[Path]:
     Raises:
         OutputError: The parent is full, read-only or not ours; an earlier folder is untouched.
     """
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    aside = _aside(folder)
+    descriptor = -1
     try:
+        if folder.is_file():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+        settle(folder)
         if aside.exists():
             shutil.rmtree(aside)
         aside.mkdir(parents=True)
+        descriptor = _open_folder(aside)
         yield aside
         for path in sorted(aside.rglob("*")):
-            if path.is_file():
+            if not path.is_symlink():
                 _fsync(path)
+        _fsync(aside)
         _swap(aside, folder)
         _fsync(folder.parent)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
-        if error.errno in NO_ROOM:
-            raise output_error(error, where=folder) from error
+        full = no_room(error)
+        if full is not None and not isinstance(error, EdgefaceError):
+            raise output_error(full, where=folder) from error
         raise
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _open_folder(folder: Path) -> int:
+    """Hold a folder's lock until the descriptor is closed; -1 where folders cannot be opened."""
+    if os.name != "posix":
+        return -1
+    descriptor = os.open(folder, os.O_RDONLY)
+    try_lock(descriptor)
+    return descriptor
 
 
 def _swap(aside: Path, folder: Path) -> None:
-    # A folder cannot be renamed over a filled one, so the old one steps aside first.
-    if folder.is_symlink():
-        folder.unlink()
-    if not folder.exists():
-        aside.replace(folder)
+    """Rename a filled folder into its place, over an earlier folder or a link to one."""
+    try:
+        aside.replace(folder)  # over nothing, or an empty folder
         return
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+    if _exchange(aside, folder):
+        _delete(aside)
+        return
+    # Between these two renames neither is in its place; after a kill there, `settle` puts the old one back.
+    old = _aside(folder, end="old")
     folder.replace(old)
     try:
         aside.replace(folder)
     except OSError:
         old.replace(folder)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    _delete(old)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two names change places in one step; False where the system or the file system cannot."""
+    import ctypes
+
+    here = -100  # AT_FDCWD: names count from the working folder
+    try:
+        library = ctypes.CDLL(None, use_errno=True)
+        if sys.platform == "linux":
+            done = library.renameat2(here, os.fsencode(one), here, os.fsencode(other), 2)  # RENAME_EXCHANGE
+        elif sys.platform == "darwin":
+            done = library.renamex_np(os.fsencode(one), os.fsencode(other), 2)  # RENAME_SWAP
+        else:
+            return False
+    except (OSError, AttributeError, TypeError):  # no such function; Windows has no library to name
+        return False
+    return bool(done == 0)

@@ -1,18 +1,27 @@
-"""Run folders: `runs/NAME/{teacher,student,qat}`, which one is newest, and which can go on.
+"""Run folders: `runs/NAME/{teacher,student,qat}`, which one is newest, which can go on, and who is at work in one.
 
-A run is finished when its `qat/` is. `runs/latest` is a relative link to the run that finished last.
+A run is finished when its `qat/` is. `runs/latest` is a relative link to the run that finished last: no clock is asked
+which one is newest. A process holds the lock of what it writes into; a lock ends with its process, however that ends,
+so neither a killed process nor a restarted machine leaves one behind.
 """
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import json
 import os
+import platform
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from edgeface.errors import OutputError, UsageError
-from edgeface.files import write_bytes
+from edgeface.errors import DataError, OutputError, UsageError
+from edgeface.files import output_error, read_json, settle, try_lock, write_bytes, write_json
 
 RUNS = Path("runs")
 RECIPE = "recipe.toml"
+FACES = "faces.json"
+LOCK = ".lock"
 _LATEST = "latest"
 
 
@@ -39,7 +48,7 @@ def choose_run(name: str, *, out: Path | None, resume: bool, runs: Path = RUNS) 
         UsageError: An unfinished run is in the way, or a finished one was named.
     """
     if out is not None:
-        if out.exists() and not is_run(out) and any(out.iterdir()):
+        if out.exists() and not is_run(out) and any(path.name != LOCK for path in out.iterdir()):
             raise OutputError(
                 "a folder with other files in it",
                 expected="an empty or absent folder, or a run",
@@ -47,6 +56,7 @@ def choose_run(name: str, *, out: Path | None, resume: bool, runs: Path = RUNS) 
                 do="Name another folder with --out",
             )
         if is_run(out) and not resume:
+            _refuse_if_held(out)
             state = "finished" if is_finished(out) else "unfinished"
             raise UsageError(
                 f"an {state} run" if state == "unfinished" else "a finished run",
@@ -63,6 +73,7 @@ def choose_run(name: str, *, out: Path | None, resume: bool, runs: Path = RUNS) 
     if resume:
         return unfinished[-1] if unfinished else (begun[-1] if begun else candidates[-1])
     if unfinished:
+        _refuse_if_held(unfinished[-1])
         raise UsageError(
             "an unfinished run of this recipe",
             expected="none, or --resume",
@@ -72,11 +83,17 @@ def choose_run(name: str, *, out: Path | None, resume: bool, runs: Path = RUNS) 
     return candidates[-1]
 
 
-def begin(run: Path, recipe_text: str) -> None:
-    """Create a run folder, or make sure that a resumed one has the same resolved recipe.
+def begin(run: Path, recipe_text: str, *, faces: Mapping[str, str] | None = None) -> None:
+    """Create a run folder, or make sure that a resumed one has the same resolved recipe and the same faces.
+
+    Args:
+        run: The folder.
+        recipe_text: Of the resolved recipe.
+        faces: Training source to the digest of its pictures and labels; None leaves them to the stages' own digests.
 
     Raises:
         UsageError: The run began with another recipe.
+        DataError: It began with other faces: a corpus has changed since.
         OutputError: It cannot be written.
     """
     path = run / RECIPE
@@ -90,14 +107,132 @@ def begin(run: Path, recipe_text: str) -> None:
                 where=str(path),
                 do="Resume with the same recipe and --set, or name another folder with --out",
             )
+    _same_faces(run, faces)
+    if not path.is_file():
+        write_bytes(path, recipe_text.encode())
+
+
+def _same_faces(run: Path, faces: Mapping[str, str] | None) -> None:
+    path = run / FACES
+    if faces is None:
         return
-    write_bytes(path, recipe_text.encode())
+    if not path.is_file():
+        write_json(path, dict(faces))
+        return
+    try:
+        earlier = read_json(path)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"cannot be read ({error})", expected="what the run began with", where=str(path), do="Delete it"
+        ) from error
+    changed = [source for source in faces if not isinstance(earlier, dict) or earlier.get(source) != faces[source]]
+    if changed:
+        raise DataError(
+            f"the faces of {', '.join(map(repr, changed))} have changed since this run began",
+            expected="the pictures and labels it began with: all of a run learns from the same faces",
+            where=str(path),
+            do="Put them back as they were, or begin another run with --out",
+        )
+
+
+@contextlib.contextmanager
+def hold_run(run: Path) -> Iterator[None]:
+    """Be the only process that writes into a run.
+
+    Raises:
+        UsageError: Another one is at work there; the error says which one, and since when.
+        OutputError: The folder cannot be written.
+    """
+    with _hold(run, run / LOCK):
+        yield
+
+
+@contextlib.contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """As `hold_run`, of a folder that is written aside and renamed, so that its lock stands beside it."""
+    whole = folder.parent.resolve() / folder.name
+    with _hold(folder, whole.with_name(f".{whole.name}{LOCK}")):
+        yield
+
+
+@contextlib.contextmanager
+def _hold(folder: Path, path: Path) -> Iterator[None]:
+    made = not path.parent.is_dir()
+    descriptor = _open_lock(path)
+    try:
+        while True:
+            if not try_lock(descriptor):
+                raise _held(folder, path)
+            if _is_at(descriptor, path):
+                break
+            os.close(descriptor)  # its holder ended, and took the file along, between our opening and our locking it
+            descriptor = _open_lock(path)
+        holder = {
+            "pid": os.getpid(),
+            "host": platform.node(),
+            "began": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %z"),
+        }
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+        yield
+    finally:
+        if _is_at(descriptor, path) and try_lock(descriptor):
+            path.unlink(missing_ok=True)
+        os.close(descriptor)
+        if made:
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()  # where nothing has come of it
+
+
+def _open_lock(path: Path) -> int:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise output_error(error, where=path.parent) from error
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
+
+
+def _refuse_if_held(run: Path) -> None:
+    """Name who is at work in a run, where somebody is."""
+    try:
+        descriptor = os.open(run / LOCK, os.O_RDWR)
+    except OSError:
+        return
+    try:
+        if not try_lock(descriptor):
+            raise _held(run, run / LOCK)
+    finally:
+        os.close(descriptor)
+
+
+def _held(folder: Path, path: Path) -> UsageError:
+    try:
+        holder = read_json(path, limit=4096)
+        where = "" if holder["host"] == platform.node() else f" on {holder['host']!r}"
+        who, kill = f"process {int(holder['pid'])}{where}, begun {holder['began']},", f"kill -INT {int(holder['pid'])}"
+    except (OSError, ValueError, KeyError, TypeError):
+        who, kill = "another process", "Ctrl-C"  # it has not written down yet who it is
+    return UsageError(
+        f"{who} is at work there",
+        expected="a folder that no other process writes into",
+        where=str(folder),
+        do=f"Wait for it, stop it with {kill}, or name another folder with --out",
+    )
 
 
 def mark_latest(run: Path) -> None:
     """Point `latest`, beside the run, at it."""
     link = run.parent / _LATEST
-    aside = run.parent / f".{_LATEST}.{os.getpid()}"
+    settle(link)
+    aside = run.parent / f".{_LATEST}.{os.getpid()}.partial"
     aside.unlink(missing_ok=True)
     aside.symlink_to(run.name)
     aside.replace(link)
@@ -136,8 +271,6 @@ def share_stage(run: Path, stage: str, key: str) -> bool:
     Returns:
         True when one was found and linked.
     """
-    from edgeface.files import read_json
-
     place = run / stage
     if place.exists() or place.is_symlink():
         return False

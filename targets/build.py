@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,17 @@ from numpy.typing import NDArray
 
 from distill.stages import load_network
 from edgeface.checkpoint import Checkpoint, load_checkpoint
-from edgeface.errors import BudgetError, MissingToolError, ModelError, OutputError, UnsupportedError
+from edgeface.errors import (
+    BudgetError,
+    MissingToolError,
+    ModelError,
+    OutputError,
+    ResourceError,
+    UnsupportedError,
+)
 from edgeface.files import write_folder
 from edgeface.precision import IOS, PRECISIONS, check, of_target
+from edgeface.processes import ending_children, live_with_parent
 from edgeface.runs import is_run
 from edgeface.specs import ModelSpec
 from quantize.graph import Graph, trace
@@ -155,7 +164,8 @@ def build_many(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found: dict[str, Path | MissingToolError] = {}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=min(cores, len(wanted)), mp_context=context) as pool:
+    workers = min(cores, len(wanted))
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=live_with_parent) as pool, ending_children():
         # The slowest first, so that none of them starts last and alone.
         order = sorted(wanted, key=lambda target: _SLOWEST_FIRST.index(target))
         running = {
@@ -167,6 +177,13 @@ def build_many(
             except MissingToolError as error:
                 found[target] = error
                 continue
+            except BrokenProcessPool as error:
+                raise ResourceError(
+                    "a process that builds was ended from outside",
+                    expected="it to finish: the system ends processes when memory runs out",
+                    where=str(out),
+                    do="End other programs, or build one target at a time",
+                ) from error
             for step, seconds in laps if report is not None else ():
                 assert report is not None
                 report(target, step, seconds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edgeface.cli.result import Result
 from edgeface.errors import ConfigError, DataError, MissingToolError, ModelError, UnsupportedError, UsageError
 from edgeface.precision import IOS, IOS_VERSIONS, PRECISIONS, TARGETS, of_target
+from edgeface.processes import live_with_parent
 from edgeface.runs import is_run
 
 if TYPE_CHECKING:
@@ -61,8 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Result:
     from edgeface.cli.console import note
-    from edgeface.runs import newest_run
-    from targets.build import build, build_many
+    from edgeface.runs import hold_folder, newest_run
 
     if arguments.auto and arguments.precision is not None:
         raise UsageError(
@@ -97,6 +97,30 @@ def run(arguments: argparse.Namespace) -> Result:
         seconds[target][step] = took
         note(f"{target}: {step} {took:.1f} s")
 
+    with contextlib.ExitStack() as held:
+        for target in wanted:
+            held.enter_context(hold_folder(arguments.out / target))
+        missing, folders = _build(checkpoint, wanted, arguments.out, options, told=told)
+        built = [
+            _Built(folder, seconds=seconds[target], cards=_score(checkpoint, folder))
+            for target, folder in folders.items()
+        ]
+        for folder in folders.values():
+            _seal(folder, key=arguments.sign)
+    return _result(checkpoint, built, missing, found)
+
+
+def _build(
+    checkpoint: Path,
+    wanted: Mapping[str, Sequence[str] | None],
+    out: Path,
+    options: Mapping[str, Any],
+    *,
+    told: Callable[[str, str, float], None],
+) -> tuple[dict[str, str], dict[str, Path]]:
+    """Targets that have no tool-kit here, with the reason, and the bundles of the others."""
+    from targets.build import build, build_many
+
     missing: dict[str, str] = {}
     folders: dict[str, Path] = {}
     with _answering_ahead(checkpoint):
@@ -106,22 +130,17 @@ def run(arguments: argparse.Namespace) -> Result:
                 checkpoint,
                 target=target,
                 precisions=precisions,
-                out=arguments.out,
+                out=out,
                 report=lambda step, took: told(target, step, took),
                 **options,
             )
         else:
-            for target, made in build_many(checkpoint, wanted, out=arguments.out, report=told, **options).items():
+            for target, made in build_many(checkpoint, wanted, out=out, report=told, **options).items():
                 if isinstance(made, MissingToolError):
                     missing[target] = str(made)
                 else:
                     folders[target] = made
-    built = [
-        _Built(folder, seconds=seconds[target], cards=_score(checkpoint, folder)) for target, folder in folders.items()
-    ]
-    for folder in folders.values():
-        _seal(folder, key=arguments.sign)
-    return _result(checkpoint, built, missing, found)
+    return missing, folders
 
 
 def _seal(folder: Path, *, key: Path | None) -> None:
@@ -249,6 +268,7 @@ def _answering_ahead(checkpoint: Path) -> Iterator[None]:
 
 
 def _answer_stages(run: Path) -> None:
+    live_with_parent()
     from edgeface.cli.report import crops_of
     from edgeface.config import load_recipe
     from edgeface.report.entries import stage_entries

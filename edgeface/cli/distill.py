@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +37,8 @@ def run(arguments: argparse.Namespace) -> Result:
     recipe = load_recipe(arguments.recipe, overrides=arguments.set)
     if not recipe.students:
         folder = choose_run(recipe.name, out=arguments.out, resume=arguments.resume)
-        return distill(recipe, folder, until=arguments.until, strict=arguments.strict)
+        with _told_how_to_go_on(arguments, out=folder):
+            return distill(recipe, folder, until=arguments.until, strict=arguments.strict)
     out: Path | None = arguments.out
     chosen = [
         (
@@ -49,7 +51,28 @@ def run(arguments: argparse.Namespace) -> Result:
         )
         for own in expand(recipe)
     ]
-    return _together([distill(own, run, until=arguments.until, strict=arguments.strict) for own, run in chosen])
+    with _told_how_to_go_on(arguments, out=out):
+        return _together([distill(own, run, until=arguments.until, strict=arguments.strict) for own, run in chosen])
+
+
+@contextmanager
+def _told_how_to_go_on(arguments: argparse.Namespace, *, out: Path | None) -> Iterator[None]:
+    """Have Ctrl-C, whenever it comes, answered with the command that goes on."""
+    from edgeface.errors import InterruptedRun
+
+    try:
+        yield
+    except (InterruptedRun, KeyboardInterrupt) as error:
+        words = ["edgeface", "distill", arguments.recipe]
+        words += [word for change in arguments.set for word in ("--set", change)]
+        words += [] if out is None else ["--out", str(out)]
+        words += [] if arguments.until is None else ["--until", arguments.until]
+        words += ["--strict"] if arguments.strict else []
+        raise InterruptedRun(
+            error.found if isinstance(error, InterruptedRun) else "stopped by the user",
+            where=error.where if isinstance(error, InterruptedRun) else str(out or ""),
+            do=f"To go on, type: {shlex.join([*words, '--resume'])}",
+        ) from error
 
 
 def expand(recipe: Recipe) -> list[Recipe]:
@@ -91,14 +114,14 @@ def distill(recipe: Recipe, folder: Path, *, until: str | None = None, strict: b
     from distill.stages import resolve, train_student, training_data
     from edgeface.cli.supervision import supervision
     from edgeface.config import dump_recipe
-    from edgeface.runs import begin, mark_latest
+    from edgeface.runs import begin, hold_run, mark_latest
     from quantize.stage import train_qat
 
     recipe = resolve(recipe)
-    with stage_bars() as bars:
+    with hold_run(folder), stage_bars() as bars:
         packed = bars.packing()
         data = training_data(recipe, strict=strict, progress=packed)
-        begin(folder, dump_recipe(recipe))
+        begin(folder, dump_recipe(recipe), faces=data.faces)
         _tell_skipped(data)
         stages: dict[str, Checkpoint] = {}
         guide = supervision(recipe, data, folder, until=until, bars=bars)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import importlib
 import json
 import math
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +23,8 @@ from typing import Any, NoReturn, Protocol, TextIO, cast
 from edgeface import __version__
 from edgeface.cli.result import Result
 from edgeface.errors import EdgefaceError, InterruptedRun, UsageError, did_you_mean
-from edgeface.files import NO_ROOM, output_error
+from edgeface.files import no_room, output_error
+from edgeface.memory import memory_error
 
 # Verb to its module and one line of help. A module is imported when its verb is chosen.
 VERBS: dict[str, tuple[str, str]] = {
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse, after printing help
         return stop.code if isinstance(stop.code, int) else 0
     except (Exception, KeyboardInterrupt) as error:
-        return _refuse(error, in_json=in_json)
+        return _refuse(error, words, in_json=in_json)
 
 
 def _parse(words: list[str]) -> tuple[Verb, argparse.Namespace]:
@@ -146,8 +147,10 @@ def _answer(result: Result, *, in_json: bool) -> int:
     return result.exit_code
 
 
-def _refuse(error: BaseException, *, in_json: bool) -> int:
+def _refuse(error: BaseException, words: Sequence[str], *, in_json: bool) -> int:
     known = _as_edgeface_error(error)
+    if isinstance(known, InterruptedRun) and not known.do:
+        known = InterruptedRun(known.found, where=known.where, do=f"To go on, type: {shlex.join(['edgeface', *words])}")
     if os.environ.get("EDGEFACE_DEBUG"):
         traceback.print_exception(error)
     if in_json:
@@ -161,11 +164,13 @@ def _as_edgeface_error(error: BaseException) -> EdgefaceError:
     if isinstance(error, EdgefaceError):
         return error
     if isinstance(error, KeyboardInterrupt):
-        return InterruptedRun("stopped by the user", do="`edgeface distill --resume` goes on with an unfinished run")
-    if isinstance(error, OSError) and error.errno in NO_ROOM:
-        return output_error(error, where=Path(str(error.filename or "the output")))
-    if "No space left on device" in str(error):  # safetensors writes from Rust and raises a type of its own
-        return output_error(OSError(errno.ENOSPC, "No space left on device"), where=Path("the output"))
+        return InterruptedRun("stopped by the user")
+    full = no_room(error)
+    if full is not None:
+        return output_error(full, where=Path(str(full.filename or "the output")))
+    short = memory_error(error)
+    if short is not None:
+        return short
     reason = " ".join(str(error).split())[:200]
     return EdgefaceError(
         f"internal error, {type(error).__name__}: {reason}",

@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> Result:
     from edgeface.cli.distill import stage_bars, stage_result
     from edgeface.config import load_recipe
     from edgeface.errors import ModelError, OutputError
-    from edgeface.runs import RECIPE, is_run, mark_latest, newest_run
+    from edgeface.runs import RECIPE, hold_folder, hold_run, is_run, mark_latest, newest_run
     from quantize.stage import train_qat
 
     named: Path = arguments.checkpoint or newest_run()
@@ -54,7 +54,8 @@ def run(arguments: argparse.Namespace) -> Result:
     recipe = resolve(load_recipe(str(folder / RECIPE), overrides=arguments.set))
     # The student's own network decides, whatever --set says of it.
     recipe = replace(recipe, student=replace(recipe.student, network=student.network))
-    with stage_bars() as bars:
+    own = is_run(folder.parent) and out == folder.parent / "qat"
+    with hold_run(folder.parent) if own else hold_folder(out), stage_bars() as bars:
         data = training_data(recipe, progress=bars.packing())
         qat = train_qat(
             recipe,
@@ -65,7 +66,7 @@ def run(arguments: argparse.Namespace) -> Result:
             answers=_answers(student),
             report=bars.stage("qat", student.network.backbone),
         )
-    if is_run(folder.parent) and out == folder.parent / "qat":
+    if own:
         mark_latest(folder.parent)
     return stage_result(recipe, data, {"student": student, "qat": qat}, run=str(out), build=out)
 

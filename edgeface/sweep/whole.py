@@ -155,7 +155,7 @@ def _prepare(recipe: Recipe, folder: Path, *, tasks: tuple[str, ...], strict: bo
     with stage_bars() as bars, locked(folder, "teacher", waiting=waiting):
         data = training_data(base, strict=strict, progress=bars.packing())
         val_hash = _check_val(recipe, data, tasks)
-        begin(folder, dump_recipe(base))
+        begin(folder, dump_recipe(base), faces=data.faces)
         guide = supervision(base, data, folder, until=None, bars=bars)
     return Setting(recipe=recipe, folder=folder, data=data, guide=guide, tasks=tasks, val_hash=val_hash)
 

@@ -145,7 +145,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_samples(tmp_path: Path) -
         loss = outputs["y"].sum() * float("nan")
         return loss, {"y": loss}
 
-    with pytest.raises(DataError, match=r"nan at step 0, samples \[0, 1, 2, 3\]"):
+    with pytest.raises(DataError, match=r"nan at step 0, in the batch of samples 0, 1, 2, 3\."):
         train(Net(), bad, Batches(), spec=SPEC, seed=0, key="k", partial=tmp_path / "p", input_px=4)
 
 

@@ -48,7 +48,7 @@ def test_a_run_holds_three_checkpoints_each_naming_what_it_was_made_from(run: Pa
     assert student.manifest["made_from"] == {"teacher": teacher.sha256}
     assert qat.manifest["made_from"] == {"student": student.sha256, "teacher": teacher.sha256}
     assert qat.manifest["student"] == "../student"
-    assert sorted(path.name for path in run.iterdir()) == ["qat", "recipe.toml", "student", "teacher"]
+    assert sorted(path.name for path in run.iterdir()) == ["faces.json", "qat", "recipe.toml", "student", "teacher"]
     assert (run.parent / "latest").readlink() == Path("tiny")
 
 

@@ -180,7 +180,10 @@ def test_text_is_printed_as_it_is(plug: Plug, capsys: pytest.CaptureFixture[str]
         (OSError(errno.EROFS, "Read-only file system", "runs/a"), 2),
         (RuntimeError("I/O error: No space left on device (os error 28)"), 2),
         (ZeroDivisionError("a fault\nof two lines"), 4),
-        (MemoryError(), 4),
+        (MemoryError(), 2),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), 2),
+        (ImportError("libx.so: failed to map segment from shared object"), 2),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 2),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
 )

@@ -1,0 +1,64 @@
+"""Memory that does not suffice: what libraries raise then, made one error that says what to change."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+from edgeface.errors import ResourceError
+
+# Words of glibc's loader, of C++ and of PyTorch's allocators; each raises a type of its own, or a plain RuntimeError.
+_WORDS = (
+    *("cannot allocate memory", "can't allocate memory", "failed to map segment", "not enough memory"),
+    *("bad_alloc", "out of memory", "can't start new thread", "resource temporarily unavailable"),
+)
+
+
+def is_memory(error: BaseException) -> bool:
+    """True for an error that says that memory, of this process or of a GPU, has run out."""
+    if isinstance(error, MemoryError):
+        return True
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno == errno.ENOMEM
+    # A library that cannot be mapped is an ImportError, or an OSError of ctypes that has no number.
+    known = isinstance(error, RuntimeError | ImportError | OSError | SystemError)
+    return known and any(words in str(error).lower() for words in _WORDS)
+
+
+def memory_error(error: BaseException) -> ResourceError | None:
+    """The error a user sees when memory has run out; None for any other error."""
+    if not is_memory(error):
+        return None
+    reason = " ".join(str(error).split())[:160] or type(error).__name__
+    return ResourceError(
+        f"out of memory ({reason})",
+        expected=f"more than this process may have{_limit()}",
+        do="Raise the limit (ulimit -v), end other programs, or lower train.batch and threads in the recipe",
+    )
+
+
+def _limit() -> str:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return ""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return "" if allowed == resource.RLIM_INFINITY else f": its limit is {allowed / 2**20:.0f} MiB of address space"
+
+
+def largest_that_fits(fits: Callable[[int], bool], count: int) -> tuple[int, list[int]]:
+    """Halve a number of samples until they fit.
+
+    Args:
+        fits: Whether so many do.
+        count: What did not fit.
+
+    Returns:
+        The first of count // 2, count // 4, … that fits, 0 when not even one sample does; and those that did not.
+    """
+    refused = [count]
+    while (count := count // 2) > 0:
+        if fits(count):
+            return count, refused
+        refused.append(count)
+    return 0, refused
