@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgeface import limits
+from edgeface.arrays import read_arrays
 from edgeface.checkpoint import read_model_spec
 from edgeface.config import to_plain
 from edgeface.errors import ConfigError, DataError, ModelError, did_you_mean
@@ -210,6 +211,8 @@ def load_answers(folder: Path) -> Answers:
                 f"{output.shape}",
             )
     made = manifest.get("provenance", {})
+    if not isinstance(made, dict) or not isinstance(made.get("licences", []), list):
+        raise _broken(path, "'provenance' is not what edgeface writes")
     return Answers(
         folder=folder,
         model=model,
@@ -247,8 +250,7 @@ def _arrays(path: Path) -> Mapping[str, NDArray[Any]]:
     if (size := unpacked_bytes(path)) > limits.WEIGHTS_BYTES:
         raise ValueError(f"{size:,} bytes, where at most {limits.WEIGHTS_BYTES:,} are read")
     if path.name == ARCHIVE:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+        return read_arrays(path, limit=limits.WEIGHTS_BYTES)
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 

@@ -298,21 +298,36 @@ def load_forest(folder: Path) -> tuple[ForestNetwork, Checkpoint]:
     """
     _require_tools()
     answers = load_answers(folder)  # checks every file of the folder against its digest
-    manifest = read_json(folder / "manifest.json")
-    teacher = load_checkpoint(folder.resolve() / manifest["teacher"])
-    if teacher.sha256 != manifest["made_from"]["teacher"]:
+    place, grew_on, features = _origin(folder / "manifest.json")
+    teacher = load_checkpoint(folder.resolve() / place)
+    if teacher.sha256 != grew_on:
         raise ModelError(
             "another teacher than the forests grew on",
-            expected=f"weights with sha256 {manifest['made_from']['teacher'][:12]}…",
+            expected=f"weights with sha256 {grew_on[:12]}…",
             where=str(teacher.folder),
             do="Put the forests' own teacher there",
         )
     network = load_network(teacher)
     forests = {
-        output.name: _read_forest(folder / f"{output.name}.skops", output, features=int(manifest["features"]))
+        output.name: _read_forest(folder / f"{output.name}.skops", output, features=features)
         for output in answers.model.outputs
     }
     return ForestNetwork(network, forests, teacher.model), teacher
+
+
+def _origin(path: Path) -> tuple[str, str, int]:
+    """Where the teacher of forests lies, its digest, and how many features it gives."""
+    manifest = read_json(path)
+    made_from, features = manifest.get("made_from"), manifest.get("features")
+    place, digest = manifest.get("teacher"), made_from.get("teacher") if isinstance(made_from, dict) else None
+    if not (isinstance(place, str) and "\0" not in place and isinstance(digest, str) and type(features) is int):
+        raise ModelError(
+            "no 'teacher', 'made_from' or 'features' as edgeface writes them",
+            expected="the manifest of forests",
+            where=str(path),
+            do="Grow them again",
+        )
+    return place, digest, features
 
 
 def _read_forest(path: Path, output: OutputSpec, *, features: int) -> Forest:
@@ -331,7 +346,10 @@ def _read_forest(path: Path, output: OutputSpec, *, features: int) -> Forest:
         raise _not_a_forest(path, f"it holds {', '.join(sorted(odd))}")
     if type(forest) is not kind:
         raise _not_a_forest(path, f"a {type(forest).__name__}")
-    _check_nodes(forest, path, output, features=features)
+    try:
+        _check_nodes(forest, path, output, features=features)
+    except (AttributeError, TypeError, ValueError, IndexError) as error:  # parts that the file left out
+        raise _not_a_forest(path, f"it is not whole ({type(error).__name__}: {error})") from error
     return forest
 
 

@@ -18,12 +18,13 @@ import pytest
 
 from benchmarks.fuzz import bundle_manifest, golden_arrays, npz, small_tflite, tiny_bundle, with_digests
 from edgeface import limits
+from edgeface.arrays import read_arrays
 from edgeface.checkpoint import MANIFEST, WEIGHTS, load_checkpoint, read_model_spec, save_checkpoint
 from edgeface.config import to_plain
 from edgeface.errors import ConfigError, ModelError
 from edgeface.models.network import build_network, model_spec
 from edgeface.specs import ModelSpec, NetworkSpec, output_spec
-from targets.bundle import read_arrays, read_bundle, read_golden
+from targets.bundle import read_bundle, read_golden
 from targets.flatbuffer import Flatbuffer, macs, operations
 from targets.runners import locate
 
