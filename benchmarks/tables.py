@@ -46,7 +46,6 @@ from edgeface.metrics import confusion
 from edgeface.provenance import commit, cpu, versions
 from edgeface.specs import IMBALANCE_LOSSES, STAGES, Recipe
 from edgeface.tasks import TASKS, Kind
-from edgeface.verification import draw_pairs, score_pairs
 
 if TYPE_CHECKING:
     from edgeface.evaluate import Evaluation
@@ -400,15 +399,12 @@ def _scored(recipe: Recipe, folder: Path) -> Record:
 
 
 def _figures(evaluation: Evaluation, task: str) -> dict[str, float]:
-    """A task's scores, of every task with classes the balanced accuracy too, and identity over drawn pairs."""
+    """A task's scores, and of every task with classes the balanced accuracy too."""
     found = {name: float(value) for name, value in evaluation.tasks[task].items()}
     if TASKS[task].kind is Kind.CLASSES:
         counts = confusion(TASKS[task], evaluation.predictions[task], evaluation.labels[task])
         there = counts.sum(axis=1) > 0
         found["balanced_accuracy"] = float((counts.diagonal()[there] / counts.sum(axis=1)[there]).mean())
-    if TASKS[task].kind is Kind.IDENTITY:
-        pairs = draw_pairs(evaluation.keys, evaluation.labels[task])
-        found |= score_pairs(evaluation.predictions[task], evaluation.keys, pairs)
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,13 +15,15 @@ from edgeface.errors import DataError, ModelError
 from edgeface.groups import group_columns
 from edgeface.metrics import Scores, agreement, score, why_absent
 from edgeface.models.heads import stage_years
-from edgeface.specs import ModelSpec, OutputSpec
+from edgeface.specs import DERIVED, ModelSpec, OutputSpec
 from edgeface.tasks import TASKS, Kind
+from edgeface.verification import draw_pairs, read_pairs, score_pairs
 
 if TYPE_CHECKING:
     from edgeface.data.pack import Pack
 
 Outputs = dict[str, NDArray[np.float32]]
+PUBLISHED, DRAWN = "published", "drawn"  # whose pairs of pictures identity is scored on
 
 
 class Runner(Protocol):
@@ -78,6 +80,8 @@ class Evaluation:
         people: Who is on each sample, in row order.
         groups: Ways to divide the samples, as groups.group_columns names them: each to a group per sample, "" unknown.
         hardware: What computed it, such as "CPU" or "GPU: NVIDIA H200".
+        derived: Tasks that were scored on labels derived from others (edgeface.data.derive).
+        pairs: Where the pairs came from that identity was scored on: PUBLISHED, DRAWN, or a file; "" without any.
     """
 
     model: str
@@ -98,6 +102,8 @@ class Evaluation:
     people: tuple[str, ...] = ()
     groups: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
     hardware: str = "CPU"
+    derived: tuple[str, ...] = ()
+    pairs: str = ""
 
     @property
     def samples(self) -> int:
@@ -117,6 +123,8 @@ class Evaluation:
             "skipped": {reason: len(keys) for reason, keys in self.skipped.items()},
             "tasks": {name: dict(scores) for name, scores in self.tasks.items()},
             "absent": dict(self.absent),
+            **({"derived": list(self.derived)} if self.derived else {}),
+            **({"pairs": self.pairs} if self.pairs else {}),
             "teacher_agreement": {name: dict(scores) for name, scores in self.agreement.items()},
         }
 
@@ -235,6 +243,8 @@ def answer(
 def judge(runner: Runner, outputs: Outputs, pack: Pack, *, model: str = "") -> Evaluation:
     """Score raw outputs, fresh or kept, on every task that the model and the source both have.
 
+    Identity is verified over the pairs that the source publishes, else over pairs drawn from its labels.
+
     Args:
         runner: The model they came from.
         outputs: Output name to (N, *shape), a row per sample of the pack.
@@ -250,6 +260,10 @@ def judge(runner: Runner, outputs: Outputs, pack: Pack, *, model: str = "") -> E
     tasks = {name: score(TASKS[name], predictions[name], pack.labels[name]) for name in shared}
     absent = {name: f"{pack.name} has no labels for it" for name in predictions if name not in tasks}
     absent |= {name: why for name in shared if (why := why_absent(TASKS[name], tasks[name]))}
+    pairs = ""
+    if "identity" in tasks:
+        verified, pairs, absent["identity"] = _verified(predictions["identity"], pack)
+        tasks["identity"] |= verified
     return Evaluation(
         model=model or spec.name,
         spec=spec,
@@ -264,11 +278,22 @@ def judge(runner: Runner, outputs: Outputs, pack: Pack, *, model: str = "") -> E
         predictions=predictions,
         labels={name: pack.labels[name] for name in shared},
         tasks=tasks,
-        absent=absent,
+        absent={name: why for name, why in absent.items() if why},
         people=tuple(pack.people),
         groups=group_columns(pack.groups, pack.labels),
         hardware=hardware(runner),
+        derived=tuple(name for name in shared if name in pack.derived),
+        pairs=pairs,
     )
+
+
+def _verified(embeddings: NDArray[Any], pack: Pack) -> tuple[Scores, str, str]:
+    """Identity's scores over pairs of a source's pictures and whose pairs these are; or why there are none."""
+    try:
+        pairs = draw_pairs(pack.keys, pack.labels["identity"]) if pack.pairs is None else pack.pairs
+        return score_pairs(embeddings, pack.keys, pairs), DRAWN if pack.pairs is None else PUBLISHED, ""
+    except DataError as error:
+        return {}, "", f"{error.found}; verification needs {error.expected}"
 
 
 def hardware(runner: Runner) -> str:
@@ -310,6 +335,9 @@ def evaluation_pack(
 ) -> Pack:
     """Evaluation crops of a source for a model: the nominal crop at the model's input size, as its users will cut it.
 
+    Labels of the model's tasks that follow from others are derived where the source gives none; the pairs that a source
+    publishes come along for a model that answers identity.
+
     Args:
         source: `CORPUS[:PATH][@SPLIT]`, `synthetic:N[@SPLIT]` or `folder:PATH[@SPLIT]`.
         spec: The model's input.
@@ -317,11 +345,16 @@ def evaluation_pack(
         strict: Whether a sample that cannot be read is an error; otherwise it is counted and listed.
         progress: Called with the number of faces cut and their total, when they are not in the cache.
     """
+    from edgeface.data.derive import derived
     from edgeface.data.pack import pack
-    from edgeface.data.sources import open_source
+    from edgeface.data.sources import open_source, pairs_of
 
     corpus = open_source(source, root=root, strict=strict)
-    return pack(corpus, px=spec.input_px, margin=1.0, strict=strict, progress=progress)
+    cut = pack(corpus, px=spec.input_px, margin=1.0, strict=strict, progress=progress)
+    tasks = {output.task for output in spec.outputs}
+    listing = pairs_of(source, root=root) if "identity" in tasks else None
+    pairs = None if listing is None else read_pairs(listing)
+    return replace(derived(cut, [task for task in DERIVED if task in tasks]), pairs=pairs)
 
 
 def _decode(output: OutputSpec, raw: NDArray[Any]) -> NDArray[Any]:

@@ -38,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pairs",
         metavar="FILE",
-        help="identity: a list of pairs in LFW's format, or 'drawn': from identity labels; lfw@pairs brings its own",
+        help="identity: a list of pairs in LFW's format, or 'drawn': from identity labels; default: the list that the "
+        "source publishes (lfw@pairs), else drawn",
     )
     parser.add_argument(
         "--answers",
@@ -79,9 +80,8 @@ def run(arguments: argparse.Namespace) -> Result:
         _keep(result, packs[opened[arguments.model].spec.input_px], arguments.answers)
     if arguments.teacher:
         result = replace(result, agreement=teacher_agreement(result, results[arguments.teacher]))
-    pairs = arguments.pairs or _published_pairs(arguments.data, result)
-    if pairs:
-        result = verified(result, pairs=pairs)
+    if arguments.pairs:
+        result = verified(result, pairs=arguments.pairs)
     return Result(payload=result.as_json(), text=render(result, teacher=arguments.teacher or ""))
 
 
@@ -105,16 +105,8 @@ def _keep(result: Evaluation, pack: Pack, folder: Path) -> None:
     )
 
 
-def _published_pairs(source: str, result: Evaluation) -> str:
-    """The list of pairs that comes with the source, for a model that answers identity; "" where there is none."""
-    from edgeface.data.sources import data_root, pairs_of
-
-    listing = pairs_of(source, root=data_root()) if "identity" in result.predictions else None
-    return "" if listing is None else str(listing)
-
-
 def verified(result: Evaluation, *, pairs: str) -> Evaluation:
-    """An evaluation with identity scored over pairs of its pictures.
+    """An evaluation with identity scored over other pairs of its pictures.
 
     Args:
         pairs: A file in LFW's format, whose pictures are the source's keys, or "drawn" to draw pairs from its labels.
@@ -143,6 +135,7 @@ def verified(result: Evaluation, *, pairs: str) -> Evaluation:
         result,
         tasks={**result.tasks, **scores},
         absent={task: why for task, why in result.absent.items() if task != "identity"},
+        pairs=pairs,
     )
 
 
@@ -177,6 +170,7 @@ def render(result: Evaluation, *, teacher: str = "") -> RenderableType:
     from rich.text import Text
 
     from edgeface.cli.console import table
+    from edgeface.evaluate import DRAWN, PUBLISHED
     from edgeface.metrics import main_metric
     from edgeface.report.table import shown, title
     from edgeface.tasks import TASKS
@@ -206,6 +200,10 @@ def render(result: Evaluation, *, teacher: str = "") -> RenderableType:
     # Not the table's own title: rich would wrap that to the table's width.
     heading = Text(how, "bold")
     notes = [Text(f"{task}: not scored, {why}", "dim") for task, why in result.absent.items()]
+    if result.pairs:
+        whose = {PUBLISHED: "that the source publishes", DRAWN: "drawn from its labels, people apart in ten folds"}
+        notes.append(Text(f"identity: pairs {whose.get(result.pairs, f'of {result.pairs}')}", "dim"))
+    notes += [Text(f"{task}: scored on labels derived from others", "dim") for task in result.derived]
     notes += [
         Text(f"skipped {len(keys)} ({reason}): {', '.join(keys[:3])}{' …' if len(keys) > 3 else ''}", "yellow")
         for reason, keys in result.skipped.items()

@@ -1,7 +1,7 @@
 """Labels that follow from others: open eyes and mouths from landmarks, three kinds of glasses from two.
 
-A recipe asks for them with `[data] derive = ["eyes_open", …]`; a label that a corpus gives itself is never replaced,
-and what a face's labels do not decide stays without one.
+A recipe asks for them with `[data] derive = ["eyes_open", …]`, and a model that answers such a task is scored on them.
+A label that a corpus gives itself is never replaced, and what a face's labels do not decide stays without one.
 """
 
 from __future__ import annotations
@@ -177,6 +177,7 @@ def derived(pack: Pack, tasks: Sequence[str]) -> Pack:
         ConfigError: A task that no rule derives.
     """
     labels = dict(pack.labels)
+    made = []
     for name in tasks:
         if name not in DERIVATIONS:
             raise ConfigError(
@@ -187,4 +188,6 @@ def derived(pack: Pack, tasks: Sequence[str]) -> Pack:
             continue
         own = labels.get(name, unlabelled(TASKS[name], len(pack)))
         labels[name] = np.where(own >= 0, own, found).astype(own.dtype)
-    return dataclasses.replace(pack, labels=labels)
+        if not np.array_equal(labels[name], own):
+            made.append(name)
+    return dataclasses.replace(pack, labels=labels, derived=tuple(made))

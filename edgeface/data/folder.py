@@ -9,6 +9,7 @@ known about it; an empty cell is no label. Columns:
     beauty_score         0 to 1
     identity             any text, one for each person
     attributes_NAME      0 or 1, such as attributes_acne
+    eyeglasses           0 or 1, with dark_glasses beside it: the two become glasses3 (none, eyeglasses, dark)
     landmarks5_x1 …      landmarksK_x1, landmarksK_y1 … landmarksK_xK, landmarksK_yK in pixels of the picture; a file
                          with one landmark set may call them x1, y1 … xK, yK
     x, y, w, h           box of the face in pixels: left, top, width, height. The crop is the square about its centre
@@ -35,6 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.data.corpus import Corpus, Labels, is_validation, unlabelled
+from edgeface.data.derive import merge_glasses
 from edgeface.data.images import MISSING, read_image, read_size
 from edgeface.data.listing import leads_out, table_lines
 from edgeface.errors import DataError, UsageError, did_you_mean
@@ -44,6 +46,7 @@ VERSION = 1
 METADATA = "metadata.csv"
 SPLITS = ("train", "val", "test")
 BOX = ("x", "y", "w", "h")
+GLASSES = ("eyeglasses", "dark_glasses")
 
 _POINT_SETS = tuple(task for task in TASKS.values() if task.kind is Kind.LANDMARKS)
 _REPAIR = "Correct the row, or read without --strict to leave it out"
@@ -222,6 +225,8 @@ def _columns_of(task: Task, columns: list[str], points: Mapping[str, str]) -> li
         return _point_names(task, points[task.name]) if task.name in points else []
     if task.kind is Kind.ATTRIBUTES:
         return [name for name in columns if name in {f"{task.name}_{part}" for part in task.classes}]
+    if task.name == "glasses3" and not set(GLASSES).isdisjoint(columns):
+        return [*GLASSES, *(["glasses3"] if "glasses3" in columns else [])]
     return [task.name] if task.name in columns else []
 
 
@@ -235,7 +240,7 @@ def _check_columns(columns: list[str], points: Mapping[str, str], listing: Path)
     if absent:
         raise DataError(
             f"no column {absent[0]!r}",
-            expected="every point of a landmark set, or all of x, y, w, h",
+            expected="every point of a landmark set, all of x, y, w, h, both of eyeglasses and dark_glasses",
             where=f"{listing}:1",
             do="Complete the columns, or drop the set",
         )
@@ -321,6 +326,13 @@ def _crop(row: _Row, size: tuple[int, int], columns: list[str], *, where: str) -
     return x + w / 2, y + h / 2, max(w, h)
 
 
+def _yes_or_no(cell: str, *, column: str, where: str) -> int:
+    """1, 0, or -1 of an empty cell."""
+    if cell not in ("", "0", "1"):
+        raise DataError(f"wrong {column}: {cell!r}", expected="0 or 1", where=where, do=_REPAIR)
+    return int(cell) if cell else -1
+
+
 def _label(task: Task, row: _Row, points: Mapping[str, str], *, where: str) -> NDArray[Any] | float | int:
     """One sample's label in the form of tasks.py."""
     empty = unlabelled(task, 1)[0]
@@ -334,13 +346,13 @@ def _label(task: Task, row: _Row, points: Mapping[str, str], *, where: str) -> N
     if task.kind is Kind.ATTRIBUTES:
         label = np.array(empty)
         for index, part in enumerate(task.classes):
-            cell = row.get(f"{task.name}_{part}")
-            if cell not in ("", "0", "1"):
-                raise DataError(f"wrong {task.name}_{part}: {cell!r}", expected="0 or 1", where=where, do=_REPAIR)
-            if cell:
-                label[index] = int(cell)
+            column = f"{task.name}_{part}"
+            label[index] = _yes_or_no(row.get(column), column=column, where=where)
         return label
-    cell = row[task.name]
+    cell = row.get(task.name)
+    if not cell and task.name == "glasses3":
+        yes = [_yes_or_no(row.get(column), column=column, where=where) for column in GLASSES]
+        return int(merge_glasses(*(np.array([answer]) for answer in yes))[0])
     if not cell:
         return empty  # type: ignore[no-any-return]
     if task.kind is Kind.CLASSES:

@@ -25,10 +25,12 @@ from edgeface.data.geometry import apply_matrix, crop_image, crop_matrix
 from edgeface.errors import DataError, OutputError
 from edgeface.files import write_folder, write_json
 from edgeface.tasks import TASKS, Kind
+from edgeface.verification import Pairs
 
 VERSION = 1
 ENVIRONMENT = "EDGEFACE_CACHE"
 ANSWERS = "answers"  # folder beside the packs, which edgeface.report.answers fills
+SURVEYS = "shards"  # folder beside the packs, which edgeface.data.shards fills
 UNDECODABLE = "undecodable picture"  # reason in `skipped` of a picture whose header is well and whose pixels are not
 DECODERS = 2  # threads; Pillow and NumPy release the interpreter lock while they decode and multiply
 _CHUNK = 64
@@ -56,6 +58,8 @@ class Pack:
         skipped: Reason to the keys left out for it, by the reader or while decoding.
         content_hash: sha256 of pictures, labels and keys.
         folder: Where it is kept.
+        derived: Tasks whose labels, or some of them, follow from other labels (edgeface.data.derive).
+        pairs: The pairs that the corpus publishes to verify identity on; None where it publishes none.
     """
 
     images: NDArray[np.uint8]
@@ -73,6 +77,8 @@ class Pack:
     skipped: Mapping[str, tuple[str, ...]]
     content_hash: str
     folder: Path
+    derived: tuple[str, ...] = ()
+    pairs: Pairs | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -92,7 +98,7 @@ def cache_folder(cache: Path | None = None) -> Path:
 def clear_cache(cache: Path | None = None) -> int:
     """Deletes all packs, and what models answered on them, and returns the bytes freed."""
     freed = 0
-    for folder in (cache_folder(cache) / "packs", cache_folder(cache) / ANSWERS):
+    for folder in (cache_folder(cache) / part for part in ("packs", ANSWERS, SURVEYS)):
         freed += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         try:
             if folder.exists():
@@ -128,7 +134,7 @@ def pack(
         OutputError: The cache cannot be written.
     """
     root = cache_folder(cache) / "packs"
-    key = _key(corpus, px=px, margin=margin)
+    key = pack_key(corpus, px=px, margin=margin)
     folder = root / f"{corpus.name}-{corpus.split or 'all'}-{key[:24]}"
     if not (folder / "pack.json").is_file():
         try:
@@ -167,7 +173,8 @@ def copy_pack(packed: Pack, folder: Path) -> Path:
     return folder
 
 
-def _key(corpus: Corpus, *, px: int, margin: float) -> str:
+def pack_key(corpus: Corpus, *, px: int, margin: float) -> str:
+    """Digest of everything that decides the crops of a corpus and their labels."""
     digest = hashlib.sha256(json.dumps([VERSION, corpus.name, corpus.split, corpus.fingerprint, px, margin]).encode())
     digest.update("\n".join(corpus.keys).encode())
     digest.update("\n".join(corpus.people).encode())
@@ -181,7 +188,8 @@ def _key(corpus: Corpus, *, px: int, margin: float) -> str:
     return digest.hexdigest()
 
 
-def _packed_labels(corpus: Corpus, kept: NDArray[np.int64], *, margin: float) -> Labels:
+def packed_labels(corpus: Corpus, kept: NDArray[np.int64], *, margin: float) -> Labels:
+    """Labels of some samples, with landmarks in sides of the packed crop."""
     labels = {name: values[kept] for name, values in corpus.labels.items()}
     matrices = crop_matrix(corpus.crops[kept], margin=margin)
     for name, values in labels.items():
@@ -190,7 +198,7 @@ def _packed_labels(corpus: Corpus, kept: NDArray[np.int64], *, margin: float) ->
     return labels
 
 
-def _cut(corpus: Corpus, indices: range, *, px: int, margin: float) -> list[NDArray[np.uint8] | DataError]:
+def cut(corpus: Corpus, indices: range, *, px: int, margin: float) -> list[NDArray[np.uint8] | DataError]:
     """The crops of a few samples; a sample that cannot be read is its error."""
     cut: list[NDArray[np.uint8] | DataError] = []
     pictures: NDArray[np.uint8] | None = None
@@ -210,13 +218,13 @@ def _crops(corpus: Corpus, *, px: int, margin: float) -> Iterator[list[NDArray[n
     starts = range(0, len(corpus), _CHUNK)
     chunks = [range(start, min(start + _CHUNK, len(corpus))) for start in starts]
     with ThreadPoolExecutor(max_workers=DECODERS) as pool:
-        waiting = [pool.submit(_cut, corpus, chunk, px=px, margin=margin) for chunk in chunks[: 2 * DECODERS]]
+        waiting = [pool.submit(cut, corpus, chunk, px=px, margin=margin) for chunk in chunks[: 2 * DECODERS]]
         try:
             for place in range(len(chunks)):
                 ready = waiting.pop(0).result()
                 following = place + 2 * DECODERS
                 if following < len(chunks):
-                    waiting.append(pool.submit(_cut, corpus, chunks[following], px=px, margin=margin))
+                    waiting.append(pool.submit(cut, corpus, chunks[following], px=px, margin=margin))
                 yield ready
         finally:
             for task in waiting:
@@ -255,7 +263,7 @@ def _write(corpus: Corpus, folder: Path, *, px: int, margin: float, strict: bool
             )
         _with_header(aside / "images.raw", aside / "images.npy", shape=(len(kept), px, px, 3))
         rows = np.asarray(kept, dtype=np.int64)
-        labels = _packed_labels(corpus, rows, margin=margin)
+        labels = packed_labels(corpus, rows, margin=margin)
         groups = {name: values[rows] for name, values in corpus.groups.items()}
         np.savez(
             aside / "labels.npz",

@@ -77,7 +77,7 @@ def scorecard(rows: Sequence[tuple[Entry, Measured]], *, budget: Budget | None =
             "versions": versions(),
             "commit": commit(),
         },
-        subgroups=subgroups(done, metrics=compared.metrics, teacher=compared.teacher),
+        subgroups=subgroups(done, metrics=compared.by_face, teacher=compared.teacher),
     )
 
 
@@ -95,6 +95,7 @@ class _Compared:
         teacher: Or None.
         student: The fp32 student, or None.
         metrics: Task to its main metric, of tasks that some model was scored on.
+        by_face: The same of tasks that are scored face by face: of all but identity.
     """
 
     def __init__(self, models: Sequence[Evaluation], *, teacher: Evaluation | None, student: Evaluation | None) -> None:
@@ -108,6 +109,8 @@ class _Compared:
             scored = [made for made in scored if metric in made.tasks[name]]
             if scored:
                 self.metrics[name] = metric
+            # Identity has no interval: its pairs share faces, and drawn as if they did not it would be too narrow.
+            if scored and TASKS[name].kind is not Kind.IDENTITY:
                 draws = bootstrap(
                     TASKS[name],
                     [made.predictions[name] for made in scored],
@@ -117,6 +120,10 @@ class _Compared:
                 )
                 self._resampled[name] = {id(made): row for made, row in zip(scored, draws, strict=True)}
 
+    @property
+    def by_face(self) -> dict[str, str]:
+        return {name: self.metrics[name] for name in self._resampled}
+
     def delta(self, name: str, made: Evaluation, other: Evaluation | None) -> tuple[float | None, Ends | None]:
         """Change of a task's metric against another model's, with its interval."""
         metric = self.metrics[name]
@@ -124,6 +131,8 @@ class _Compared:
             return None, None
         reference = float(other.tasks[name][metric])
         delta = change(metric, float(made.tasks[name][metric]), reference)
+        if name not in self._resampled:
+            return delta, None
         draws = self._resampled[name]
         ends = [change(metric, reference + end, reference) for end in percentiles(draws[id(made)] - draws[id(other)])]
         return delta, (min(ends), max(ends)) if np.isfinite(ends).all() else None

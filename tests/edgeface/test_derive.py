@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from edgeface.cli.main import main
 from edgeface.data.augment import augment
 from edgeface.data.derive import DERIVATIONS, OPENINGS, derived, eyes_open, merge_glasses, mouth_open, ratio
 from edgeface.data.geometry import relabel_mirrored
 from edgeface.data.pack import Pack
 from edgeface.data.synthetic import label
 from edgeface.errors import ConfigError
-from edgeface.specs import DERIVED, AugmentSpec, DataSpec
+from edgeface.specs import DERIVED, AugmentSpec, DataSpec, ModelSpec, output_spec
 from edgeface.tasks import MIRROR_POINTS, TASKS
 
 LABELS = label(np.arange(1500), seed=0, px=144)
@@ -187,6 +190,47 @@ def test_mirroring_exchanges_the_two_eyes_and_no_other_attribute() -> None:
     assert moved["eyes_occluded"].tolist() == [[0, 1], [1, 0], [1, -1]]
     assert moved["attributes"].tolist() == labels["attributes"].tolist()
     assert TASKS["eyes_occluded"].mirror == (1, 0)
+
+
+class Guess:
+    """Answers "open" to whether the eyes are, of every face."""
+
+    runtime, precision = "torch", "fp32"
+    spec = ModelSpec(name="toy", input_px=16, outputs=(output_spec("eyes_open"), output_spec("glasses")))
+
+    def run(self, batch: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: np.tile(np.array([[0.0, 1.0]], np.float32), (len(batch), 1)) for name in ("eyes_open", "glasses")}
+
+
+def test_a_model_is_scored_on_labels_that_follow_from_others_and_eval_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EDGEFACE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("targets.runners.open_to_score", lambda path, **_: Guess())
+    truth = LABELS["eyes_open"]
+    shown = np.concatenate([np.flatnonzero(truth == 0)[:6], np.flatnonzero(truth == 1)[:6]])
+    faces = tmp_path / "faces"
+    faces.mkdir()
+    Image.new("RGB", (144, 144)).save(faces / "a.png")
+    names = [f"{axis}{point}" for point in range(1, 69) for axis in "xy"]
+
+    def written(*, glasses: str) -> dict[str, object]:
+        lines = [",".join(["file_name", *glasses.split(), *names])]
+        for row in shown:
+            cells = ["1"] * len(glasses.split())
+            lines.append(",".join(["a.png", *cells, *map(str, (LABELS["landmarks68"][row]).ravel().tolist())]))
+        (faces / "metadata.csv").write_text("\n".join(lines), encoding="utf-8")
+        assert main(["eval", "toy", "--data", f"folder:{faces}", "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    found = written(glasses="eyeglasses dark_glasses")
+    labels = eyes_open(LABELS["landmarks68"][shown])
+    assert {0, 1} == set(labels.tolist())
+    assert found["tasks"]["eyes_open"] == {"accuracy": float((labels == 1).mean()), "balanced_accuracy": 0.5, "n": 12}
+    assert found["tasks"]["glasses"] == {"accuracy": 1.0, "n": 12}
+    assert found["derived"] == ["eyes_open", "glasses"]
+    own = written(glasses="glasses")  # the twin: what the faces' own labels say is not derived
+    assert own["derived"] == ["eyes_open"]
 
 
 def test_a_training_asks_for_derived_labels_and_its_digest_says_so(tmp_path: Path) -> None:

@@ -64,6 +64,8 @@ def toy_pack(n: int = 70, *, seed: int = 0, **changes: object) -> SimpleNamespac
         "research_only": False,
         "skipped": {"truncated": ("face_a", "face_b")},
         "content_hash": "0",
+        "derived": (),
+        "pairs": None,
     }
     return SimpleNamespace(**(fields | changes))
 

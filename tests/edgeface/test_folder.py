@@ -63,6 +63,16 @@ def test_attributes_and_identities(tmp_path: Path) -> None:
     assert corpus.people == ("zoe", "adam", "zoe")
 
 
+def test_two_questions_about_glasses_become_three_classes(tmp_path: Path) -> None:
+    rows = "a.png,1,0\nb.png,0,1\nc.png,1,1\na.png,0,0\nb.png,1,\nc.png,,0\n"
+    merged = folder_of(write(tmp_path, f"file_name,eyeglasses,dark_glasses\n{rows}")).labels
+    assert merged["glasses3"].tolist() == [1, 2, 2, 0, -1, -1]
+    swapped = folder_of(write(tmp_path, f"file_name,dark_glasses,eyeglasses\n{rows}")).labels
+    assert swapped["glasses3"].tolist() == [2, 1, 2, 0, 2, -1]  # the twin: the other way round
+    own = folder_of(write(tmp_path, "file_name,eyeglasses,dark_glasses,glasses3\na.png,0,0,dark\nb.png,1,0,\n")).labels
+    assert own["glasses3"].tolist() == [2, 1]  # a cell of its own comes first
+
+
 def test_the_crop_is_the_box_else_the_largest_centred_square(tmp_path: Path) -> None:
     write(tmp_path, "file_name,x,y,w,h\na.png,4,6,10,20\nb.png,,,,\n")
     crops = folder_of(tmp_path).crops
@@ -147,6 +157,8 @@ def test_a_bad_row_is_listed_by_reason_and_strict_names_it(tmp_path: Path, reaso
         ("file_name,smile,smile\na.png,1,1\n", "column 'smile' twice"),
         ("file_name,x,y,w\na.png,1,1,1\n", "no column 'h'"),
         ("file_name,landmarks5_x1\na.png,1\n", "no column 'landmarks5_y1'"),
+        ("file_name,eyeglasses\na.png,1\n", "no column 'dark_glasses'"),
+        ("file_name,eyeglasses,dark_glasses\na.png,1,yes\n", "no usable row"),
         ("file_name,smile\n", "no usable row"),
         ("file_name,smile\na.png,9\n", "no usable row"),
     ],

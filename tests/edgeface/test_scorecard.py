@@ -485,6 +485,8 @@ def test_measuring_runs_each_model_on_its_own_crops_and_reports_missing_tools() 
             licence="none",
             research_only=False,
             skipped={},
+            derived=(),
+            pairs=None,
         )
 
     def missing() -> Still:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgeface.cli.eval import verified
+from edgeface.data.pack import Pack
 from edgeface.errors import DataError, UsageError
-from edgeface.evaluate import Evaluation, decode
+from edgeface.evaluate import DRAWN, PUBLISHED, Evaluation, Outputs, decode, evaluate
+from edgeface.report.compare import scorecard
+from edgeface.report.entries import Entry
+from edgeface.report.scorecard import STUDENT, TEACHER
 from edgeface.report.table import shown, title
 from edgeface.specs import ModelSpec, output_spec
 from edgeface.verification import (
@@ -286,6 +291,113 @@ def test_eval_scores_identity_over_a_list_or_over_drawn_pairs(tmp_path: Path) ->
     silent = dataclasses.replace(silent, predictions={}, labels={})
     with pytest.raises(UsageError, match="does not answer 'identity'"):
         verified(silent, pairs="drawn")
+
+
+PEOPLE = np.repeat(np.arange(40), 4)
+
+
+def crops(*, people: NDArray[np.int64] = PEOPLE, pairs: Pairs | None = None) -> Pack:
+    """A face a row: the first pixel's red says who it is, its green which picture of them."""
+    images = np.zeros((len(people), 16, 16, 3), np.uint8)
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = people, np.arange(len(people))
+    return Pack(
+        images=images,
+        px=16,
+        margin=1.0,
+        keys=tuple(f"k{row}" for row in range(len(people))),
+        people=tuple(map(str, people.tolist())),
+        labels={"identity": people},
+        groups={"hair": np.array(["dark", "fair"])[people % 2]},
+        name="toy",
+        source="toy@test",
+        split="test",
+        licence="",
+        research_only=False,
+        skipped={},
+        content_hash="",
+        folder=Path(),
+        pairs=pairs,
+    )
+
+
+class Knows:
+    """Answers a direction of its own for each person, turned by `noise`."""
+
+    runtime, precision = "torch", "fp32"
+    spec = ModelSpec(name="toy", input_px=16, outputs=(output_spec("identity"),))
+
+    def __init__(self, *, noise: float = 0.0) -> None:
+        self._own = np.random.default_rng(0).normal(size=(40, 128))
+        self._turn = noise * np.random.default_rng(1).normal(size=(160, 128))
+
+    def run(self, batch: NDArray[np.uint8]) -> Outputs:
+        who, which = batch[:, 0, 0, 0], batch[:, 0, 0, 1]
+        return {"identity": (self._own[who] + self._turn[which]).astype(np.float32)}
+
+
+def test_identity_is_scored_wherever_a_source_says_who_is_on_a_picture() -> None:
+    found = evaluate(Knows(), crops())
+    assert found.tasks["identity"]["verification_accuracy"] == 1.0
+    assert (found.absent, found.pairs, found.as_json()["pairs"]) == ({}, DRAWN, DRAWN)
+    noisy = evaluate(Knows(noise=4.0), crops())
+    assert noisy.tasks["identity"]["verification_accuracy"] < 0.9  # the twin
+    assert noisy.tasks["identity"] == verified(noisy, pairs="drawn").tasks["identity"]
+
+
+def test_the_pairs_that_a_source_publishes_come_before_drawn_ones() -> None:
+    keys = tuple(f"k{row}" for row in range(len(PEOPLE)))
+    listed = draw_pairs(keys, PEOPLE, folds=4, count=6, seed=5)
+    found = evaluate(Knows(noise=4.0), crops(pairs=listed))
+    assert found.pairs == PUBLISHED
+    assert found.tasks["identity"] == score_pairs(found.predictions["identity"], keys, listed)
+    assert found.tasks["identity"] != evaluate(Knows(noise=4.0), crops()).tasks["identity"]
+
+
+def test_faces_that_give_no_pairs_say_why_identity_is_not_scored() -> None:
+    found = evaluate(Knows(), crops(people=np.repeat(np.arange(3), 4)))
+    assert found.tasks["identity"] == {"n": 12}
+    assert found.pairs == ""
+    assert found.absent["identity"].startswith("3 people in 12 pictures; verification needs in each of 10 folds")
+    other = dataclasses.replace(draw_pairs(crops().keys, PEOPLE), first=("gone",) * 240)
+    assert "pictures of the pairs are not here" in evaluate(Knows(), crops(pairs=other)).absent["identity"]
+
+
+def test_a_scorecard_has_identity_without_an_interval_and_without_groups() -> None:
+    def entry(role: str) -> Entry:
+        return Entry(role=role, name=role, open=Knows)
+
+    teacher, student = evaluate(Knows(), crops()), evaluate(Knows(noise=4.0), crops())
+    card = scorecard([(entry(TEACHER), teacher), (entry(STUDENT), student)])
+    cell = card.rows[1].tasks["identity"]
+    assert cell.value == student.tasks["identity"]["verification_accuracy"]
+    assert cell.delta_teacher == pytest.approx(100 * (cell.value - 1.0))
+    assert cell.interval_teacher is None
+    assert card.subgroups == []
+    few = evaluate(Knows(), crops(people=np.repeat(np.arange(3), 4)))
+    bare = scorecard([(entry(TEACHER), few)])
+    assert (bare.rows[0].tasks, list(bare.rows[0].absent)) == ({}, ["identity"])  # the twin: no pairs, and it says so
+
+
+def test_a_training_watches_identity_on_pairs_of_its_validation_faces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distill.stages import TrainingData, watcher
+    from edgeface.models.network import build_network, model_spec
+    from edgeface.specs import NetworkSpec
+
+    monkeypatch.setenv("EDGEFACE_CACHE", str(tmp_path))
+    network = NetworkSpec(backbone="edge_s", width=0.25, input_px=16)
+    outputs = {"identity": output_spec("identity")}
+    model = model_spec(network, tuple(outputs.values()))
+
+    def watched(source: str) -> Mapping[str, float]:
+        data = TrainingData(train=(), val=(source,), root=tmp_path, outputs=outputs, content_hash="")
+        watch = watcher(data, model)
+        assert watch is not None
+        return watch(build_network(network, model))
+
+    assert 0.3 < watched("synthetic:160@val")["identity.verification_accuracy"] <= 1.0
+    assert watched("synthetic:8@val") == {}  # the twin: two people give no pairs
 
 
 def test_every_figure_of_the_protocol_can_be_printed() -> None:
