@@ -6,7 +6,7 @@ In a recipe they are forms of a task's loss against labels: `[loss.forms] glasse
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from edgeface.errors import DataError
 from edgeface.specs import IMBALANCE_LOSSES, LossSpec
-from edgeface.tasks import TASKS, Kind
+from edgeface.tasks import Kind
 
 
 def class_weights(counts: Tensor, *, power: float, where: str = "class weights") -> Tensor:
@@ -44,11 +44,11 @@ def class_weights(counts: Tensor, *, power: float, where: str = "class weights")
     return (shares / mean).float()
 
 
-def label_weights(labels: Mapping[str, Tensor], spec: LossSpec) -> dict[str, Tensor]:
+def label_weights(counts: Callable[[str], Tensor], spec: LossSpec) -> dict[str, Tensor]:
     """The weights that a recipe's forms ask for, from all training labels.
 
     Args:
-        labels: Task name to the labels of every training sample, coded as edgeface.tasks says.
+        counts: Gives, for a task, how many training samples are of each class: edgeface.data.loader.class_counts.
         spec: Forms of the losses.
 
     Returns:
@@ -61,12 +61,7 @@ def label_weights(labels: Mapping[str, Tensor], spec: LossSpec) -> dict[str, Ten
     for name, form in spec.forms.items():
         if form not in ("weighted", "weighted-focal"):
             continue
-        values = labels[name]
-        if TASKS[name].kind is Kind.ATTRIBUTES:
-            counts = torch.stack([(values == present).sum(dim=0) for present in (0, 1)], dim=1)
-        else:
-            counts = torch.bincount(values[values >= 0], minlength=len(TASKS[name].classes))
-        weights[name] = class_weights(counts, power=spec.class_power, where=f"loss.forms.{name}")
+        weights[name] = class_weights(counts(name), power=spec.class_power, where=f"loss.forms.{name}")
     return weights
 
 

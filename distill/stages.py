@@ -6,13 +6,16 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
+from distill import ranks
 from distill.balance import Balancing, balancer
 from distill.features import FeaturePairs
 from distill.foreign import Answers, in_our_words, rows_for, taught_tasks
@@ -29,7 +32,7 @@ from edgeface.data.loader import Batches
 from edgeface.data.pack import Pack, pack
 from edgeface.data.sources import data_root, open_source
 from edgeface.errors import ConfigError, DataError, ModelError
-from edgeface.evaluate import evaluate
+from edgeface.evaluate import Outputs, evaluate
 from edgeface.files import remove_folder, settle, sha256_json
 from edgeface.metrics import main_metric
 from edgeface.models.network import MultiTaskNetwork, build_network, model_spec, take_over
@@ -125,8 +128,11 @@ class TrainingData:
 
 
 def use_threads(recipe: Recipe) -> None:
-    """Fix the number of CPU threads: results depend on it, so the recipe holds it."""
-    torch.set_num_threads(recipe.threads)
+    """Fix the number of CPU threads: results depend on it, so the recipe holds it.
+
+    Processes of one run on one machine divide them.
+    """
+    torch.set_num_threads(max(1, recipe.threads // ranks.local_count()))
 
 
 def resolve(recipe: Recipe) -> Recipe:
@@ -228,6 +234,8 @@ def batches_for(
         balance=spec.balance,
         databases=recipe.data.balance,
         answers=rows_for(answers, data.train, model, names=recipe.teacher.map) if told else None,  # type: ignore[arg-type]
+        rank=ranks.rank(),
+        world=ranks.count(),
     )
 
 
@@ -246,14 +254,14 @@ def watcher(
         model: The network's input and outputs.
         objective: Gives `task.loss` too, the mean loss against the labels.
     """
-    packs = data.validation(model.input_px)
+    packs = ranks.in_turn(lambda: data.validation(model.input_px))
     if not packs:
         return None
 
     def watch(network: nn.Module) -> Mapping[str, float]:
         rows: dict[str, float] = {}
         for part in packs:
-            scored = evaluate(TorchRunner(network, model), part, batch=256)
+            scored = evaluate(_SharedRunner(network, model), part, batch=256)
             for task, scores in scored.tasks.items():
                 key = main_metric(TASKS[task], scores)
                 if key in scores:
@@ -268,6 +276,20 @@ def watcher(
         return rows
 
     return watch
+
+
+class _SharedRunner(TorchRunner):
+    """Divides pictures over the processes; each gets the answers to all, each answered once."""
+
+    def run(self, batch: NDArray[np.uint8]) -> Outputs:
+        """See evaluate.Runner.run."""
+        count, place = ranks.count(), ranks.rank()
+        if count == 1:
+            return super().run(batch)
+        first, end = len(batch) * place // count, len(batch) * (place + 1) // count
+        # A process without a picture still has to say what shape its no answers have.
+        own = super().run(batch[first : max(end, first + 1)])
+        return {name: ranks.gather_all(torch.from_numpy(rows[: end - first])).numpy() for name, rows in own.items()}
 
 
 def chosen(spec: NetworkSpec | LossSpec | DistillSpec | AugmentSpec) -> dict[str, object]:
@@ -356,23 +378,25 @@ def save_stage(
     terms = [(data.licences, data.research_only)]
     for origin in (start, teacher):
         if origin is not None:
-            made = origin.manifest["provenance"]
-            terms.append((made["licences"], made["research_only"]))
+            own = origin.manifest["provenance"]
+            terms.append((own["licences"], own["research_only"]))
     if answers is not None:
         terms.append((list(answers.licences), answers.research_only))
 
-    return save_checkpoint(
+    made = provenance(
+        seed=recipe.seed,
+        licences=list(dict.fromkeys(licence for licences, _ in terms for licence in licences)),
+        research_only=any(research_only for _, research_only in terms),
+    )
+    save = partial(
+        save_checkpoint,
         folder,
         kind=kind,
         network=network,
         model=model,
         weights=trained.weights,
         companions=trained.companions,
-        provenance=provenance(
-            seed=recipe.seed,
-            licences=list(dict.fromkeys(licence for licences, _ in terms for licence in licences)),
-            research_only=any(research_only for _, research_only in terms),
-        ),
+        provenance={**made, "processes": list(trained.processes)},
         extra={
             "key": key,
             "made_from": dict(made_from),
@@ -381,6 +405,7 @@ def save_stage(
         },
         texts={"recipe.toml": dump_recipe(recipe), "curve.csv": trained.curve},
     )
+    return ranks.after_leader(save, others=lambda: load_checkpoint(folder))
 
 
 def train_teacher(recipe: Recipe, data: TrainingData, folder: Path, *, report: Report | None = None) -> Checkpoint:
@@ -448,7 +473,7 @@ def _train_float(
     report: Report | None,
     answers: Answers | None = None,
 ) -> Checkpoint:
-    done = finished(folder, key)
+    done = ranks.after_leader(lambda: finished(folder, key))
     if done is not None:
         return done
     use_threads(recipe)
@@ -470,7 +495,7 @@ def _train_float(
         teacher=teacher,
         answers=answers,
         people=people_in(batches),
-        class_weights=label_weights(batches.labels, recipe.loss),
+        class_weights=label_weights(batches.class_counts, recipe.loss),
         network=network,
         seed=seed,
     )
@@ -571,7 +596,7 @@ def _with_start(key: str, spec: TeacherSpec | StudentSpec) -> str:
 
 def people_in(batches: Batches) -> int:
     """How many people the training labels tell apart; 0 when identity is not among the tasks."""
-    return int(batches.labels["identity"].max()) + 1 if "identity" in batches.labels else 0
+    return batches.people
 
 
 def objective_with(
@@ -703,4 +728,5 @@ def _device() -> torch.device:
 
 def remove_partial(folder: Path) -> None:
     """Delete the step checkpoint of a stage whose checkpoint is saved."""
-    remove_folder(partial_folder(folder))
+    if ranks.leads():
+        remove_folder(partial_folder(folder))

@@ -26,7 +26,7 @@ ACTIVATIONS = ("relu", "prelu")
 IMAGENET = "imagenet"  # a start that is no folder
 CORPORA = (
     *("synthetic", "folder", "mtfl", "fairface", "ferplus", "mebeauty", "london", "lsafbd", "scut_fbp5500", "utkface"),
-    *("fer2013", "rafdb", "celeba", "aflw", "afw", "w300", "wflw", "lfw", "ckplus", "oulu_casia"),
+    *("fer2013", "rafdb", "celeba", "aflw", "afw", "w300", "wflw", "lfw", "ckplus", "oulu_casia", "webdataset"),
 )
 OPTIMIZERS = ("adamw", "sgd")
 DTYPES = ("fp32", "bf16")
@@ -346,7 +346,11 @@ class TrainSpec:
         checkpoint_s: Seconds between step checkpoints.
         balance: Task whose rare classes are drawn more often, by the inverse square root of their share; "" draws every
             sample once an epoch.
+        accumulate: Parts that each process computes its share of a batch in, one after another, where its memory does
+            not hold it at once. Batch-norm, and losses that compare samples, look at a part.
     """
+
+    LATER: ClassVar[tuple[str, ...]] = ("accumulate",)
 
     epochs: float = 30.0
     batch: int = 64
@@ -360,6 +364,7 @@ class TrainSpec:
     dtype: str = "fp32"
     checkpoint_s: float = 60.0
     balance: str = ""
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         _refuse(
@@ -374,6 +379,7 @@ class TrainSpec:
             _unless(self.clip >= 0.0, "clip", self.clip, "0 or more"),
             _unless_one_of(DTYPES, "dtype", self.dtype),
             _unless(self.checkpoint_s > 0.0, "checkpoint_s", self.checkpoint_s, "more than 0 seconds"),
+            _unless(1 <= self.accumulate <= 1024, "accumulate", self.accumulate, "1 to 1024 parts"),
             _unless(
                 self.balance == "" or (self.balance in TASKS and TASKS[self.balance].kind is Kind.CLASSES),
                 "balance",
@@ -505,6 +511,13 @@ class ForestSpec:
         )
 
 
+def _unless_in_parts(train: TrainSpec, balancer: BalancerSpec, stopping: StoppingSpec) -> ConfigError | None:
+    """None when no rule over the losses of a whole batch is to see it in parts."""
+    plain = balancer == BalancerSpec() and stopping.mode == "none"
+    expected = "1 where tasks are balanced or stopped, which looks at the losses of a whole batch"
+    return _unless(train.accumulate == 1 or plain, "train.accumulate", train.accumulate, expected)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TeacherSpec:
     """The teacher: trained by the recipe, or a frozen one that was trained elsewhere.
@@ -536,6 +549,7 @@ class TeacherSpec:
     def __post_init__(self) -> None:
         foreign = {"described": self.described, "licence": self.licence, "map": dict(self.map)}
         _refuse(
+            _unless_in_parts(self.train, self.balancer, self.stopping),
             *(
                 _unless(not value or self.frozen != "", key, value, "nothing without teacher.frozen")
                 for key, value in foreign.items()
@@ -560,6 +574,7 @@ class StudentSpec:
     def __post_init__(self) -> None:
         pooled = self.network.activation == "prelu" and self.network.backbone != "edge_s"
         _refuse(
+            _unless_in_parts(self.train, self.balancer, self.stopping),
             _unless_one_of(STUDENTS, "network.backbone", self.network.backbone),
             _unless(
                 not pooled,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from distill import ranks
 from distill.foreign import Answers
 from distill.images import shrink
 from distill.imbalance import label_weights
@@ -74,7 +75,7 @@ def train_qat(
             **supervised_by(recipe, teacher, answers),
         }
     )
-    done = finished(folder, key)
+    done = ranks.after_leader(lambda: finished(folder, key))
     if done is not None:
         return done
     use_threads(recipe)
@@ -101,7 +102,7 @@ def train_qat(
         teacher=teacher,
         answers=answers,
         people=people_in(batches),
-        class_weights=label_weights(batches.labels, recipe.loss),
+        class_weights=label_weights(batches.class_counts, recipe.loss),
         seed=seed,
         start=student,
     )

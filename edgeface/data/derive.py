@@ -176,18 +176,28 @@ def derived(pack: Pack, tasks: Sequence[str]) -> Pack:
     Raises:
         ConfigError: A task that no rule derives.
     """
-    labels = dict(pack.labels)
+    labels, made = derive_labels(pack.labels, tasks, count=len(pack))
+    return dataclasses.replace(pack, labels=labels, derived=made)
+
+
+def derive_labels(given: Labels, tasks: Sequence[str], *, count: int) -> tuple[Labels, tuple[str, ...]]:
+    """As `derived`, of the labels of `count` samples alone.
+
+    Returns:
+        The labels with those that were derived, and the tasks that gained any.
+    """
+    labels = dict(given)
     made = []
     for name in tasks:
         if name not in DERIVATIONS:
             raise ConfigError(
                 f"{name!r}", expected=f"one of {', '.join(map(repr, DERIVED))}", where="data.derive", do="Remove it"
             )
-        found = DERIVATIONS[name](pack.labels)
+        found = DERIVATIONS[name](given)
         if found is None:
             continue
-        own = labels.get(name, unlabelled(TASKS[name], len(pack)))
+        own = labels.get(name, unlabelled(TASKS[name], count))
         labels[name] = np.where(own >= 0, own, found).astype(own.dtype)
         if not np.array_equal(labels[name], own):
             made.append(name)
-    return dataclasses.replace(pack, labels=labels, derived=tuple(made))
+    return labels, tuple(made)

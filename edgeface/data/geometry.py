@@ -29,7 +29,7 @@ Array = TypeVar("Array", NDArray[np.float32], NDArray[np.float64], "Tensor")
 WEIGHT_BITS = 11  # two passes of 8-bit pixels stay below 2^30; one pass below float32's exact 2^24
 
 
-def crop_matrix(crops: NDArray[np.float32], *, margin: float = 1.0) -> NDArray[np.float64]:
+def crop_matrix(crops: NDArray[np.floating[Any]], *, margin: float = 1.0) -> NDArray[np.float64]:
     """Matrices from source-image pixels to crop sides (0 to 1 inside the crop).
 
     Args:

@@ -18,7 +18,7 @@ from edgeface.errors import ConfigError
 from edgeface.specs import AugmentSpec
 from edgeface.tasks import TASKS, Kind
 
-_ORDER = 0x6F72646572  # keeps the order's random numbers apart from augmentation's
+ORDER = 0x6F72646572  # keeps the order's random numbers apart from augmentation's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,10 +149,19 @@ class Batches:
         """All labels by id; landmarks in sides of the PACKED crop."""
         return dict(self._labels)
 
+    def class_counts(self, name: str) -> Tensor:
+        """Samples of each class of a task, as `class_counts` counts them."""
+        return class_counts(name, self._labels[name])
+
+    @property
+    def people(self) -> int:
+        """How many people the labels tell apart; 0 when identity is not among the tasks."""
+        return int(self._labels["identity"].max()) + 1 if "identity" in self._labels else 0
+
     def order(self, epoch: int) -> NDArray[np.int64]:
         """(N,) draws in the order of an epoch: id + N · (how often the id came before)."""
         ids = torch.arange(self._count)
-        keys = hash64(self._seed ^ _ORDER, epoch, ids, draws=1)[:, 0]
+        keys = hash64(self._seed ^ ORDER, epoch, ids, draws=1)[:, 0]
         order = torch.argsort(keys, stable=True).numpy()
         if self._weights is None:
             return order
@@ -164,7 +173,7 @@ class Batches:
         times = np.diff(reached, prepend=0)
         first = np.repeat(np.cumsum(times) - times, times)
         draws = np.repeat(order, times) + self._count * (np.arange(self._count) - first)
-        keys = hash64(self._seed ^ _ORDER, epoch, torch.from_numpy(draws), draws=2)[:, 1]
+        keys = hash64(self._seed ^ ORDER, epoch, torch.from_numpy(draws), draws=2)[:, 1]
         shuffled: NDArray[np.int64] = draws[torch.argsort(keys, stable=True).numpy()]
         return shuffled if self._database is None else _interleaved(shuffled, self._database[shuffled % self._count])
 
@@ -178,27 +187,18 @@ class Batches:
         """The batch of these draws (see `order`), as they look in an epoch."""
         draws = torch.from_numpy(np.ascontiguousarray(ids))
         chosen = draws % self._count
-        images, labels = augment(
+        return varied(
             torch.from_numpy(self._gather(chosen.numpy())),
             {name: values[chosen] for name, values in self._labels.items()},
+            {name: values[chosen] for name, values in self._answers.items()},
             spec=self._augment,
             margin=self._margin,
             out_px=self._input_px,
             seed=self._seed,
             epoch=epoch,
-            ids=draws,
+            ids=chosen,
+            draws=draws,
         )
-        if self._answers:
-            moved = move_answers(
-                {name: values[chosen] for name, values in self._answers.items()},
-                spec=self._augment,
-                margin=self._margin,
-                seed=self._seed,
-                epoch=epoch,
-                ids=draws,
-            )
-            labels |= {answered(name): values for name, values in moved.items()}
-        return Batch(images=images, labels=labels, ids=chosen)
 
     def _gather(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
         first = self._images[0]
@@ -208,6 +208,41 @@ class Batches:
             rows = np.flatnonzero(owner == number)
             gathered[rows] = images[ids[rows] - self._starts[number]]
         return gathered
+
+
+def varied(
+    images: Tensor,
+    labels: dict[str, Tensor],
+    answers: dict[str, Tensor],
+    *,
+    spec: AugmentSpec,
+    margin: float,
+    out_px: int,
+    seed: int,
+    epoch: int,
+    ids: Tensor,
+    draws: Tensor,
+) -> Batch:
+    """A batch of packed samples as they look in an epoch: `augment`, with a teacher's stored answers moved along.
+
+    Args:
+        images: As for `augment`, and so are the rest but:
+        answers: As for `move_answers`.
+        ids: (B,) what the batch calls its samples.
+        draws: (B,) what decides every draw, with `seed` and `epoch`.
+    """
+    pictures, told = augment(images, labels, spec=spec, margin=margin, out_px=out_px, seed=seed, epoch=epoch, ids=draws)
+    if answers:
+        moved = move_answers(answers, spec=spec, margin=margin, seed=seed, epoch=epoch, ids=draws)
+        told |= {answered(name): values for name, values in moved.items()}
+    return Batch(images=pictures, labels=told, ids=ids)
+
+
+def class_counts(name: str, labels: Tensor) -> Tensor:
+    """(C,) samples of each class of a task; of attributes (M, 2), without and with each."""
+    if TASKS[name].kind is Kind.ATTRIBUTES:
+        return torch.stack([(labels == present).sum(dim=0) for present in (0, 1)], dim=1)
+    return torch.bincount(labels[labels >= 0], minlength=len(TASKS[name].classes))
 
 
 def _joined(packs: Sequence[Pack], name: str) -> Tensor:

@@ -129,6 +129,30 @@ def _folder(source: Source, root: Path, strict: bool) -> Corpus:
     return folder.read(_folder_of(source, root), source=source.text, split=source.split, strict=strict)
 
 
+def shards_path(source: Source) -> Path:
+    """The folder of shards, or the one shard, that a `webdataset:PATH` names.
+
+    Raises:
+        UsageError: It names none.
+        DataError: It is not there.
+    """
+    if not source.argument:
+        raise UsageError(
+            "no path",
+            expected="webdataset:PATH[@SPLIT]",
+            where=f"source {source.text!r}",
+            do="Type the path of the folder with the shards",
+        )
+    path = Path(source.argument).expanduser()
+    return path if path.is_file() else _folder_of(source, path)
+
+
+def _webdataset(source: Source, root: Path, strict: bool) -> Corpus:
+    from edgeface.data import webdataset
+
+    return webdataset.read(shards_path(source), source=source.text, split=source.split, strict=strict)
+
+
 def _synthetic(source: Source, root: Path, strict: bool) -> Corpus:
     from edgeface.data.synthetic import read
 
@@ -155,5 +179,6 @@ READERS: dict[str, Callable[[Source, Path, bool], Corpus]] = {
     "ckplus": _published(),
     "oulu_casia": _published(),
     "folder": _folder,
+    "webdataset": _webdataset,
     "synthetic": _synthetic,
 }

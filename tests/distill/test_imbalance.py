@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from distill.losses import hard_loss
 from distill.objective import Objective
 from distill.stages import chosen
 from edgeface import specs
+from edgeface.data.loader import class_counts
 from edgeface.errors import ConfigError, DataError
 from edgeface.specs import DistillSpec, LossSpec, ModelSpec, output_spec
 from edgeface.tasks import Kind
@@ -35,16 +37,20 @@ def test_weights_are_one_on_average_and_inverse_to_the_size_of_a_class() -> None
     assert class_weights(torch.tensor([6, 2]), power=0.0).tolist() == [1.0, 1.0]
 
 
+def counts_of(labels: Mapping[str, Tensor]) -> Callable[[str], Tensor]:
+    return lambda name: class_counts(name, labels[name])
+
+
 def test_weights_come_from_the_labels_that_are_there() -> None:
     spec = LossSpec(forms={"glasses": "weighted", "attributes": "weighted-focal", "smile": "focal"})
     marks = torch.tensor([[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 1, 1], [0, 1, -1, -1]], dtype=torch.int8)
-    found = label_weights({"glasses": GLASSES, "attributes": marks, "smile": GLASSES}, spec)
+    found = label_weights(counts_of({"glasses": GLASSES, "attributes": marks, "smile": GLASSES}), spec)
     assert set(found) == {"glasses", "attributes"}
     assert found["glasses"].tolist() == pytest.approx([8 / 12, 2.0])
     assert found["attributes"][0].tolist() == pytest.approx([4 / 6, 2.0])
     assert found["attributes"][1].tolist() == pytest.approx([3 / 4, 1.5])  # three labels, two absent
     with pytest.raises(DataError, match=r"loss\.forms\.glasses"):
-        label_weights({"glasses": torch.full((4,), -1), "attributes": marks}, spec)
+        label_weights(counts_of({"glasses": torch.full((4,), -1), "attributes": marks}), spec)
 
 
 def naive_focal(logits: Tensor, target: Tensor, gamma: float, weights: list[float]) -> list[float]:
@@ -99,7 +105,7 @@ def test_a_missing_label_costs_nothing_in_every_form(task: str, form: str) -> No
     binary = task == "attributes"
     labels = torch.tensor([[1, 0, 1, -1], [-1, -1, -1, -1], [0, 0, 0, 1]]) if binary else torch.tensor([1, -1, 0])
     known = torch.tensor([[1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 0, 1]]) if binary else torch.tensor([1, 0, 0, 1])
-    weights = label_weights({task: known}, spec).get(task)
+    weights = label_weights(counts_of({task: known}), spec).get(task)
     prediction = draw(3, *output.shape).requires_grad_()
 
     values = hard_loss(output, prediction, labels, spec=spec, weights=weights)
@@ -119,10 +125,10 @@ def test_forms_differ_from_the_plain_loss_and_meet_it_at_their_neutral_parameter
     plain = hard_loss(output, logits, labels, spec=LossSpec())
     for form in specs.IMBALANCE_LOSSES:
         spec = LossSpec(forms={"glasses": form})
-        weights = label_weights({"glasses": GLASSES}, spec).get("glasses")
+        weights = label_weights(counts_of({"glasses": GLASSES}), spec).get("glasses")
         assert not torch.allclose(hard_loss(output, logits, labels, spec=spec, weights=weights), plain)
         neutral = replace(spec, class_power=0.0, focal_gamma=0.0)
-        weights = label_weights({"glasses": GLASSES}, neutral).get("glasses")
+        weights = label_weights(counts_of({"glasses": GLASSES}), neutral).get("glasses")
         assert torch.allclose(hard_loss(output, logits, labels, spec=neutral, weights=weights), plain)
 
 
@@ -134,7 +140,7 @@ def test_a_weighted_form_without_weights_is_an_error_not_the_plain_loss() -> Non
 def test_the_objective_hands_each_task_its_own_weights() -> None:
     outputs = (output_spec("glasses"), output_spec("smile"))
     spec = LossSpec(forms={"glasses": "weighted"})
-    weights = label_weights({"glasses": GLASSES}, spec)
+    weights = label_weights(counts_of({"glasses": GLASSES}), spec)
     objective = Objective(
         model=ModelSpec(name="x", input_px=8, outputs=outputs),
         weights={"glasses": 1.0, "smile": 1.0},
