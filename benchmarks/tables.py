@@ -176,6 +176,7 @@ def _refuse_faults(table: Table, *, where: Path) -> None:
     named = {name for relation in table.relations for name in (relation.better, relation.than)} | {table.against} - {""}
     faults = [f"{name!r} is no row" for name in sorted(named - set(rows))]
     faults += [f"{r.column!r} is no column" for r in table.relations if r.column not in (*table.columns, "all")]
+    faults += [f"{r.says!r} has no source" for r in table.relations if not r.source.strip()]
     faults += [f"{row.stage!r} is no stage" for row in table.rows if row.stage not in ("", "forest", *STAGES)]
     first, *others = [{**_keys(essence(load_recipe(name)))} for name in dict.fromkeys(rows)]
     allowed = ("name", "summary", *table.varies)
@@ -537,6 +538,19 @@ def judged(table: Table, found: Found) -> list[dict[str, Any]]:
     return lines
 
 
+def unexplained(tables: Mapping[str, Table], records: Sequence[Record]) -> list[str]:
+    """Relations that did not hold in a table all of whose trainings have run, and that have no `reason` yet."""
+    found = []
+    for name, table in tables.items():
+        gathered = gather(table, records)
+        if not gathered.missing:
+            lines = judged(table, gathered)
+            found += [
+                f"{name}: {line['says']}" for line in lines if line["verdict"] == "did not hold" and not line["reason"]
+            ]
+    return found
+
+
 def _gains(table: Table, column: str, better: Mapping[int, Record], than: Mapping[int, Record]) -> list[float]:
     """Per seed that both have: how much better the first is, in the printed unit, or of "all" in percent of errors."""
     if column == "all":
@@ -840,6 +854,8 @@ def main() -> int:
         records = read_records(arguments.out)
         if arguments.render:
             write_tables(chosen, records, out=arguments.out)
+            for relation in unexplained(chosen, records):
+                print(f"did not hold, and has no reason yet: {relation}")
             return 0
         todo = list(left_over(trainings(chosen), records, Identities()))
         for training, key, why in todo:
