@@ -1,0 +1,574 @@
+"""One network for all tasks: what distillation and eight bits do to each task, and how evenly groups are served.
+
+    EDGEFACE_DATA=FOLDER python -m benchmarks.all_tasks [--runs DIR] [--recipe NAME] [--seeds N…]
+
+Reads finished runs, trains nothing: `RUNS/NAME` holds the teacher and the first seed's student and QAT,
+`RUNS/NAME-SEED` those of the other seeds under that teacher, `RUNS/NAME-alone` and `RUNS/NAME-alone-SEED` the students
+from labels alone. A run that is not there is NOT_RUN, with the command that makes it. The w8a8 file is built from each
+QAT checkpoint and run in LiteRT. Writes benchmarks/results/all_tasks.json and .md, which hold figures only: no pictures
+and no answers to single faces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.tables import essence
+from edgeface.config import load_recipe
+from edgeface.errors import ConfigError, DataError, EdgefaceError
+from edgeface.files import sha256_json, write_json
+from edgeface.metrics import lower_is_better, score, worsening
+from edgeface.provenance import commit, cpu, versions
+from edgeface.report.table import scaled, title
+from edgeface.tasks import TASKS
+
+if TYPE_CHECKING:
+    from edgeface.data.pack import Pack
+    from edgeface.evaluate import Evaluation, Runner
+    from edgeface.specs import Recipe
+
+RESULT = Path(__file__).parent / "results" / "all_tasks.json"
+RECIPE = "all-tasks-cpu"
+SEEDS = (0, 1, 2)
+ROWS = ("teacher", "alone", "student", "w8a8")
+HEADS = {"teacher": "teacher", "alone": "student, labels alone", "student": "student, distilled", "w8a8": "w8a8 file"}
+POINTS, PERCENT = 0.5, 2.0  # how much worse a w8a8 file may be than its fp32 student: of shares, of errors
+SHUFFLES = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One number that is reported of every model.
+
+    Attributes:
+        task: Of edgeface.tasks.
+        source: The faces it is measured on.
+        metric: Key of metrics.score.
+        main: Whether it stands for its task in the verdicts; one figure of each task does.
+        group: Column and value of the only faces it is measured on; empty for all.
+    """
+
+    task: str
+    source: str
+    metric: str
+    main: bool = False
+    group: tuple[str, str] = ("", "")
+
+
+# What each corpus's protocol reports. London is held out whole: its raters and its faces were never trained on.
+FIGURES = (
+    Figure(task="landmarks5", source="mtfl@test", metric="nme_percent", main=True),
+    Figure(task="landmarks5", source="mtfl@test", metric="failure_percent"),
+    Figure(task="pose", source="mtfl@test", metric="accuracy", main=True),
+    Figure(task="gender", source="fairface@val", metric="accuracy", main=True),
+    Figure(task="gender", source="mtfl@test", metric="accuracy"),
+    Figure(task="smile", source="mtfl@test", metric="accuracy", main=True),
+    Figure(task="glasses", source="mtfl@test", metric="accuracy", main=True),
+    Figure(task="expression", source="ferplus@val", metric="accuracy", main=True),
+    Figure(task="expression", source="ferplus@val", metric="macro_f1"),
+    Figure(task="age", source="fairface@val", metric="bin_accuracy", main=True),
+    Figure(task="age", source="fairface@val", metric="bin_accuracy_1_off"),
+    Figure(task="beauty_score", source="mebeauty@val", metric="pearson", main=True),
+    Figure(task="beauty_score", source="mebeauty@val", metric="mae"),
+    Figure(task="beauty_score", source="mebeauty@val", metric="rmse"),
+    Figure(task="beauty_score", source="london@test", metric="pearson", group=("set", "neutral_front")),
+    Figure(task="beauty_score", source="london@test", metric="pearson", group=("set", "3dsk")),
+    Figure(task="landmarks5", source="london@test", metric="nme_percent"),
+    Figure(task="age", source="london@test", metric="mae_years"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Division:
+    """One way to divide the faces of a source.
+
+    Attributes:
+        source: The faces.
+        task: What is scored in each group.
+        metric: By what.
+        by: As edgeface.groups names it.
+    """
+
+    source: str
+    task: str
+    metric: str
+    by: str
+
+
+DIVISIONS = (
+    Division(source="fairface@val", task="gender", metric="accuracy", by="gender × race"),
+    Division(source="fairface@val", task="age", metric="bin_accuracy", by="gender × race"),
+    Division(source="fairface@val", task="gender", metric="accuracy", by="race"),
+    Division(source="mebeauty@val", task="beauty_score", metric="mae", by="ethnicity"),
+    Division(source="mebeauty@val", task="beauty_score", metric="pearson", by="ethnicity"),
+    Division(source="mebeauty@val", task="gender", metric="accuracy", by="ethnicity"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a model should be.
+
+    Attributes:
+        row: One of ROWS.
+        seed: Of its recipe.
+        folder: The checkpoint; a w8a8 file is built from it.
+        command: What makes it.
+    """
+
+    row: str
+    seed: int
+    folder: Path
+    command: str
+
+
+def places(recipe: str, runs: Path, *, seeds: Sequence[int] = SEEDS) -> list[Place]:
+    """Every model of the table; the first seed's run trains the teacher of all."""
+    first = runs / recipe
+    found = [Place(row="teacher", seed=seeds[0], folder=first / "teacher", command=_command(recipe, seeds[0], first))]
+    for seed in seeds:
+        alone = runs / f"{recipe}-alone"
+        alone = alone if seed == seeds[0] else alone.with_name(f"{alone.name}-{seed}")
+        run = first if seed == seeds[0] else first.with_name(f"{recipe}-{seed}")
+        taught = "" if seed == seeds[0] else f" --set teacher.frozen={first}/teacher"
+        words = _command(recipe, seed, run, more=taught)
+        found += [
+            Place(
+                row="alone",
+                seed=seed,
+                folder=alone / "student",
+                command=_command(f"{recipe}-alone", seed, alone, more=" --until student"),
+            ),
+            Place(row="student", seed=seed, folder=run / "student", command=words),
+            Place(row="w8a8", seed=seed, folder=run / "qat", command=words),
+        ]
+    return sorted(found, key=lambda place: (ROWS.index(place.row), place.seed))
+
+
+def _command(recipe: str, seed: int, run: Path, *, more: str = "") -> str:
+    seeded = f" --set seed={seed}" if seed else ""
+    return f"edgeface distill {recipe}{seeded}{more} --out {run}"
+
+
+def measure(
+    found: Sequence[Place],
+    *,
+    root: Path,
+    figures: Sequence[Figure] = FIGURES,
+    divisions: Sequence[Division] = DIVISIONS,
+) -> dict[str, Any]:
+    """Scores of all models that are there, and the groups' of the teacher and the w8a8 files.
+
+    Args:
+        found: Where they should be.
+        root: Folder that holds the corpora.
+        figures: What is measured of each.
+        divisions: By what the teacher and the w8a8 files are looked at group by group.
+
+    Raises:
+        ConfigError: The students were not trained alike, distillation aside.
+    """
+    there = [place for place in found if (place.folder / "manifest.json").is_file()]
+    _refuse_other_trainings(there)
+    faces = _Faces(root)
+    rows: list[dict[str, Any]] = []
+    answers: dict[tuple[str, int], dict[str, Evaluation]] = {}
+    for place in found:
+        row: dict[str, Any] = {"row": place.row, "seed": place.seed}
+        rows.append(row)
+        if place not in there:
+            row |= {"outcome": "NOT_RUN", "reason": f"no {place.folder}: {place.command}"}
+            continue
+        with tempfile.TemporaryDirectory() as aside:
+            runner, size_bytes = _opened(place, Path(aside))
+            row |= {"outcome": "MEASURED", "reason": "", "size_bytes": size_bytes, **_training(place)}
+            own = answers[place.row, place.seed] = {}
+            row["figures"] = [_figure(figure, runner, own, faces, recipe=_recipe_of(place)) for figure in figures]
+            for division in divisions:
+                _answer(division.source, runner, own, faces)
+    return {
+        "figures": [asdict(figure) for figure in figures],
+        "rows": rows,
+        "verdicts": verdicts(figures, rows),
+        "subgroups": [_divided(division, answers) for division in divisions],
+    }
+
+
+class _Faces:
+    """Evaluation crops of sources, and the pictures that a recipe was trained on, each opened once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._packs: dict[tuple[str, int], Pack] = {}
+
+    def pack(self, source: str, runner: Runner) -> Pack:
+        """Raises DataError when the source is not here."""
+        from edgeface.evaluate import evaluation_pack
+
+        place = (source, runner.spec.input_px)
+        if place not in self._packs:
+            self._packs[place] = evaluation_pack(source, runner.spec, root=self.root)
+        return self._packs[place]
+
+    def fresh(self, source: str, runner: Runner, recipe: Recipe) -> NDArray[np.bool_]:
+        """(N,) False where the picture also stands in a training source.
+
+        Crops of one corpus have the same geometry in every split, so equal pictures give equal crops.
+        """
+        corpus = source.partition("@")[0]
+        trained: set[bytes] = set()
+        for other in recipe.data.train:
+            if other.partition("@")[0] == corpus:
+                trained |= {crop.tobytes() for crop in np.asarray(self.pack(other, runner).images)}
+        return np.asarray([crop.tobytes() not in trained for crop in np.asarray(self.pack(source, runner).images)])
+
+
+def _answer(source: str, runner: Runner, own: dict[str, Evaluation], faces: _Faces) -> str:
+    """Evaluates a model on a source once; why it could not be, or ""."""
+    from edgeface.evaluate import evaluate
+
+    if source not in own:
+        try:
+            own[source] = evaluate(runner, faces.pack(source, runner), batch=256)
+        except DataError as error:
+            return str(error)
+    return ""
+
+
+def _figure(
+    figure: Figure, runner: Runner, own: dict[str, Evaluation], faces: _Faces, *, recipe: Recipe
+) -> dict[str, Any]:
+    """Outcome, value, number of faces, and the value without faces whose picture was trained on."""
+    if why := _answer(figure.source, runner, own, faces):
+        return {"outcome": "NOT_RUN", "reason": why}
+    found = own[figure.source]
+    column, name = figure.group
+    chosen = np.ones(found.samples, bool) if not column else found.groups[column] == name
+    fresh = chosen & faces.fresh(figure.source, runner, recipe)
+    value, n = _value(figure, found, chosen)
+    if value is None:
+        return {"outcome": "NOT_RUN", "reason": f"{figure.source} gives no {figure.metric} of {figure.task}"}
+    without, unseen = _value(figure, found, fresh)
+    return {
+        "outcome": "MEASURED",
+        "value": value,
+        "n": n,
+        "unseen": without if unseen < n else value,
+        "n_unseen": unseen,
+    }
+
+
+def _value(figure: Figure, found: Evaluation, rows: NDArray[np.bool_]) -> tuple[float | None, int]:
+    scores = score(TASKS[figure.task], found.predictions[figure.task][rows], found.labels[figure.task][rows])
+    value = scores.get(figure.metric)
+    return None if value is None else float(value), int(scores["n"])
+
+
+def _opened(place: Place, aside: Path) -> tuple[Runner, int]:
+    """The model of a row, and its file's size; a w8a8 file is built."""
+    from targets.build import build
+    from targets.runners import open_model
+
+    if place.row != "w8a8":
+        return open_model(place.folder), (place.folder / "weights.safetensors").stat().st_size
+    bundle = build(place.folder, target="android", precisions=["w8a8"], out=aside)
+    (file,) = bundle.glob("*.w8a8.tflite")
+    return open_model(bundle, precision="w8a8"), file.stat().st_size
+
+
+def _recipe_of(place: Place) -> Recipe:
+    return load_recipe(str(place.folder / "recipe.toml"))
+
+
+def _training(place: Place) -> dict[str, Any]:
+    from edgeface.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(place.folder)
+    made = checkpoint.manifest["training"]
+    return {
+        "steps": made["steps"],
+        "train_s": made["seconds"],
+        "sha256": checkpoint.sha256,
+        "licences": checkpoint.manifest["provenance"]["licences"],
+    }
+
+
+def _refuse_other_trainings(there: Sequence[Place]) -> None:
+    """Students that are compared saw the same faces, for as long, in the same network."""
+    kept: dict[str, Place] = {}
+    for place in there:
+        if place.row not in ("alone", "student"):
+            continue
+        plain = essence(_recipe_of(place))
+        alike = {key: plain.get(key) for key in ("data", "tasks", "augment", "loss", "heads", "student")}
+        kept.setdefault(sha256_json(alike), place)
+    if len(kept) > 1:
+        one, other, *_ = kept.values()
+        raise ConfigError(
+            f"{one.folder} and {other.folder} differ in more than distillation and seed",
+            expected="students of the same data, tasks, losses and network",
+            where="benchmarks.all_tasks",
+            do="Train both from this version of the recipes",
+        )
+
+
+def verdicts(figures: Sequence[Figure], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of each task's main figure: what distillation gains, and what eight bits cost, seed by seed.
+
+    Returns:
+        `gains` are points (of errors in other units percent) by which the distilled student is the better one of the
+        same seed; `distilled_better` holds when their mean is above 0. `costs` are the w8a8 file's against its fp32
+        student, in points of shares and correlations and in percent of errors; `within` holds when their mean is at
+        most POINTS or PERCENT. Both are None while no seed has both models.
+    """
+    found = []
+    for place, figure in enumerate(figures):
+        if not figure.main:
+            continue
+        gains = [worsening(figure.metric, alone, taught) for alone, taught in _pairs(rows, place, "alone", "student")]
+        error = lower_is_better(figure.metric)
+        pairs = _pairs(rows, place, "w8a8", "student")
+        costs = [
+            100.0 * (small - large) / large if error else worsening(figure.metric, small, large)
+            for small, large in pairs
+        ]
+        allowed = PERCENT if error else POINTS
+        found.append(
+            {
+                "task": figure.task,
+                "metric": figure.metric,
+                "source": figure.source,
+                "gains": gains,
+                "distilled_better": statistics.mean(gains) > 0.0 if gains else None,
+                "costs": costs,
+                "allowed": allowed,
+                "within": statistics.mean(costs) <= allowed if costs else None,
+            }
+        )
+    return found
+
+
+def _pairs(rows: Sequence[Mapping[str, Any]], figure: int, one: str, other: str) -> list[tuple[float, float]]:
+    """Values of a figure of two rows, of each seed that has both."""
+    values = [_values(rows, figure, name) for name in (one, other)]
+    return [(values[0][seed], values[1][seed]) for seed in sorted(values[0].keys() & values[1].keys())]
+
+
+def _values(rows: Sequence[Mapping[str, Any]], figure: int, row: str, *, key: str = "value") -> dict[int, float]:
+    """Seed to a row's value of a figure."""
+    measured = [each for each in rows if each["row"] == row and each["outcome"] == "MEASURED"]
+    return {
+        each["seed"]: each["figures"][figure][key]
+        for each in measured
+        if each["figures"][figure]["outcome"] == "MEASURED"
+    }
+
+
+def _divided(division: Division, answers: Mapping[tuple[str, int], Mapping[str, Evaluation]]) -> dict[str, Any]:
+    """Values and gaps, with intervals, of the teacher and each w8a8 file; and the gap that chance alone would give."""
+    from edgeface.report.subgroups import subgroups
+
+    told = asdict(division)
+    models = {
+        place: own[division.source]
+        for place, own in answers.items()
+        if place[0] in ("teacher", "w8a8") and division.source in own
+    }
+    if not models:
+        return {**told, "outcome": "NOT_RUN", "reason": f"no teacher and no w8a8 file has answered {division.source}"}
+    teacher = next((made for (row, _), made in models.items() if row == "teacher"), None)
+    divided = subgroups(list(models.values()), metrics={division.task: division.metric}, teacher=teacher)
+    wanted = [each for each in divided if each["by"] == division.by]
+    if not wanted:
+        return {**told, "outcome": "NOT_RUN", "reason": "fewer than two groups are large enough"}
+    rows = [
+        {"row": row, "seed": seed, **gap, "by_chance": _by_chance(division, made)}
+        for ((row, seed), made), gap in zip(models.items(), wanted[0]["rows"], strict=True)
+    ]
+    return {
+        **told,
+        "outcome": "MEASURED",
+        "groups": wanted[0]["groups"],
+        "minimum": wanted[0]["minimum"],
+        "left_out": wanted[0]["left_out"],
+        "rows": rows,
+    }
+
+
+def _by_chance(division: Division, found: Evaluation) -> list[float]:
+    """2.5 and 97.5 % of the gaps when the same faces are dealt at random to groups of the same sizes."""
+    from edgeface.report.subgroups import MINIMUM
+
+    task = TASKS[division.task]
+    names = found.groups[division.by]
+    generator = np.random.default_rng(0)
+    sizes = {name: int((names == name).sum()) for name in set(names.tolist()) - {""}}
+    gaps = []
+    for _ in range(SHUFFLES):
+        order = generator.permutation(np.flatnonzero(names != ""))
+        start, values = 0, []
+        for size in sizes.values():
+            rows = order[start : start + size]
+            start += size
+            if size >= MINIMUM:
+                scores = score(task, found.predictions[task.name][rows], found.labels[task.name][rows])
+                values.append(float(scores.get(division.metric, np.nan)))
+        gaps.append(max(values) - min(values))
+    low, high = np.nanpercentile(gaps, [2.5, 97.5])
+    return [float(low), float(high)]
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """Tables 2 and 3 of the page."""
+    return "\n\n".join([_all_tasks(found), _verdicts(found), _unseen(found), *_groups(found), _left(found)]) + "\n"
+
+
+def _all_tasks(found: Mapping[str, Any]) -> str:
+    lines = ["| task | faces | " + " | ".join(HEADS[row] for row in ROWS) + " |", "|---|---|" + "---|" * len(ROWS)]
+    for place, figure in enumerate(found["figures"]):
+        faces = [each["figures"][place].get("n") for each in found["rows"] if each["outcome"] == "MEASURED"]
+        counted = next((f"{n:,}" for n in faces if n is not None), "–")
+        cells = [_cell(found["rows"], place, row, figure["metric"]) for row in ROWS]
+        lines.append(f"| {_name(figure)} | {counted} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _name(figure: Mapping[str, Any]) -> str:
+    where = figure["source"] + (f", {figure['group'][1]}" if figure["group"][0] else "")
+    text = f"{figure['task']}: {title(figure['metric'])} ({where})"
+    return f"**{text}**" if figure["main"] else text
+
+
+def _cell(rows: Sequence[Mapping[str, Any]], figure: int, row: str, metric: str, *, key: str = "value") -> str:
+    values = [scaled(metric, value) for value in _values(rows, figure, row, key=key).values()]
+    if not values:
+        return "NOT_RUN"
+    digits = 3 if metric in ("pearson", "mae", "rmse") else 2
+    text = f"{statistics.mean(values):.{digits}f}"
+    return text if len(values) < 2 else f"{text} ± {statistics.stdev(values):.{digits}f} ({len(values)})"
+
+
+def _verdicts(found: Mapping[str, Any]) -> str:
+    lines = [
+        "| task | distillation gains, each seed | better | w8a8 costs, each seed | allowed | within |",
+        "|---|---|---|---|---|---|",
+    ]
+    words = {True: "yes", False: "**no**", None: "NOT_RUN"}
+    for each in found["verdicts"]:
+        gains, costs = (", ".join(f"{value:+.2f}" for value in each[key]) or "–" for key in ("gains", "costs"))
+        unit = "%" if lower_is_better(each["metric"]) else "points"
+        lines.append(
+            f"| {each['task']} | {gains} | {words[each['distilled_better']]} | {costs} | {each['allowed']:g} {unit} | "
+            f"{words[each['within']]} |"
+        )
+    better = [each["distilled_better"] for each in found["verdicts"]]
+    within = [each["within"] for each in found["verdicts"]]
+    lines += [
+        "",
+        f"Distillation is the better one at {better.count(True)} of {len(better)} tasks, {better.count(None)} not run; "
+        f"the w8a8 file stays within its allowance at {within.count(True)}, {within.count(None)} not run.",
+    ]
+    return "\n".join(lines)
+
+
+def _unseen(found: Mapping[str, Any]) -> str:
+    """The same figures without faces that were trained on, where there are such."""
+    lines = []
+    for place, figure in enumerate(found["figures"]):
+        cells = [
+            each["figures"][place]
+            for each in found["rows"]
+            if each["outcome"] == "MEASURED" and each["figures"][place]["outcome"] == "MEASURED"
+        ]
+        if cells and cells[0]["n_unseen"] < cells[0]["n"]:
+            values = [_cell(found["rows"], place, row, figure["metric"], key="unseen") for row in ROWS]
+            lines.append(f"| {_name(figure)} | {cells[0]['n_unseen']:,} | " + " | ".join(values) + " |")
+    if not lines:
+        return "No reported picture also stands among the training faces."
+    heads = ["| task | faces | " + " | ".join(HEADS[row] for row in ROWS) + " |", "|---|---|" + "---|" * len(ROWS)]
+    why = "Copies of some reported pictures stand in the training lists, as published. Without these faces:"
+    return "\n".join([why, "", *heads, *lines])
+
+
+def _groups(found: Mapping[str, Any]) -> Iterator[str]:
+    for each in found["subgroups"]:
+        head = f"## {each['task']} by {each['by']}: {title(each['metric'])} ({each['source']})"
+        if each["outcome"] != "MEASURED":
+            yield f"{head}\n\nNOT_RUN: {each['reason']}"
+            continue
+        metric = each["metric"]
+
+        def ends(pair: Sequence[float] | None, metric: str = metric) -> str:
+            return "–" if pair is None else " to ".join(f"{scaled(metric, value):.3g}" for value in pair)
+
+        names = [f"{row['row']} {row['seed']}" for row in each["rows"]]
+        lines = ["| group | faces | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
+        for place, group in enumerate(each["groups"]):
+            values = [row["values"][place] for row in each["rows"]]
+            cells = ["–" if value is None else f"{scaled(metric, value):.3g}" for value in values]
+            lines.append(f"| {group['name']} | {group['n']} | " + " | ".join(cells) + " |")
+        for name, key, interval in (
+            ("gap", "gap", "gap_interval"),
+            ("change from the teacher's", "gap_change_teacher", "gap_change_interval"),
+        ):
+            known = [None if row[key] is None else f"{scaled(metric, row[key]):.3g}" for row in each["rows"]]
+            cells = [
+                "–" if value is None else f"{value} ({ends(row[interval])})"
+                for value, row in zip(known, each["rows"], strict=True)
+            ]
+            lines.append(f"| **{name}** | | " + " | ".join(cells) + " |")
+        lines.append("| gap by chance | | " + " | ".join(ends(row["by_chance"]) for row in each["rows"]) + " |")
+        small = f" {each['left_out']} faces are in groups of fewer than {each['minimum']}." if each["left_out"] else ""
+        yield f"{head}\n\n" + "\n".join(lines) + (f"\n\n{small.strip()}" if small else "")
+
+
+def _left(found: Mapping[str, Any]) -> str:
+    missing = [f"* {row['row']}, seed {row['seed']}: `{row['reason']}`" for row in found["rows"] if row["reason"]]
+    return "\n".join(["## NOT_RUN", "", *missing]) if missing else "Every row has run."
+
+
+def page(found: Mapping[str, Any], *, recipe: str) -> str:
+    return f"""# All tasks in one network
+
+`python -m benchmarks.all_tasks` over the runs of `{recipe}`; conditions in the JSON. Mean ± standard deviation over the
+seeds (their number in brackets), one teacher for all. Bold figures stand for their task below. The w8a8 file runs in
+LiteRT. London was never trained on; its two rated sets had other raters than MEBeauty and than each other. Gaps are the
+best group minus the worst, with 95 % intervals (faces drawn anew inside each group); "by chance" is where 95 % of the
+gaps lie when the same faces are dealt to the groups at random.
+
+{markdown(found)}"""
+
+
+def main() -> int:
+    from edgeface.data.sources import data_root
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default=RECIPE)
+    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), metavar="N")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    arguments = parser.parse_args()
+    try:
+        found = measure(places(arguments.recipe, arguments.runs, seeds=arguments.seeds), root=data_root())
+    except EdgefaceError as error:
+        print(error)
+        return 2
+    conditions = {"machine": cpu(), "versions": versions(), "commit": commit()}
+    write_json(arguments.out, {"schema": 1, "recipe": arguments.recipe, **found, "conditions": conditions})
+    text = page(found, recipe=arguments.recipe)
+    arguments.out.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
