@@ -13,12 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill import ranks
 from distill.objective import Losses, Objective
 from distill.stopping import Stopping
 from edgeface.specs import BalancerSpec
 from edgeface.tasks import TASKS, Kind
 
 _REGRESSED = (Kind.LANDMARKS, Kind.SCORE)
+
+
+def _alone() -> None:
+    """One process has nothing to add up."""
 
 
 class Balancer(nn.Module):
@@ -48,17 +53,27 @@ class Balancer(nn.Module):
         return (self.base * present * losses).sum()
 
     def backward(
-        self, losses: Tensor, present: Tensor, features: Tensor, *, differentiate: Callable[[Tensor], None]
+        self,
+        losses: Tensor,
+        present: Tensor,
+        features: Tensor,
+        *,
+        differentiate: Callable[[Tensor], None],
+        add_up: Callable[[], None] = _alone,
     ) -> None:
         """Leave gradients in the network's parameters and in this module's.
 
+        What this module holds is computed alike in every process, and so are its gradients.
+
         Args:
-            losses: As for `total`.
-            present: As for `total`.
-            features: As for `total`.
+            losses: As for `total`, over all processes.
+            present: As for `total`, over all processes.
+            features: As for `total`, of this process.
             differentiate: Back-propagates a scalar through the network, as the loop's Fabric does it.
+            add_up: Adds up what the network's gradients hold over all processes; called once.
         """
         differentiate(self.total(losses, present, features))
+        add_up()
 
     def begin_epoch(self) -> None:
         """Called before an epoch's first step."""
@@ -153,7 +168,8 @@ class NaiveDynamic(Balancer):
 
     def shares(self, features: Tensor) -> Tensor:
         """(B, D) features, or a map of D values a sample, to (T,) weights that sum to T."""
-        logits = self.unit(F.normalize(features.detach().float().flatten(1), dim=1))
+        every = ranks.gather(features.detach())  # of all processes, so that each computes the same weights
+        logits = self.unit(F.normalize(every.float().flatten(1), dim=1))
         shares = len(self.tasks) * torch.softmax(logits, dim=1).mean(dim=0)
         self.last.copy_(shares.detach())
         return shares
@@ -202,7 +218,13 @@ class GradNorm(Balancer):
         return (self._multipliers().detach() * present * losses).sum()
 
     def backward(
-        self, losses: Tensor, present: Tensor, features: Tensor, *, differentiate: Callable[[Tensor], None]
+        self,
+        losses: Tensor,
+        present: Tensor,
+        features: Tensor,
+        *,
+        differentiate: Callable[[Tensor], None],
+        add_up: Callable[[], None] = _alone,
     ) -> None:
         """See Balancer.backward."""
         self.first.copy_(torch.where((self.first == 0.0) & (present > 0.0), losses.detach(), self.first))
@@ -210,7 +232,10 @@ class GradNorm(Balancer):
         lengths = torch.stack(
             [torch.autograd.grad(one, features, retain_graph=True)[0].float().norm() for one in weighted]
         )
+        if ranks.count() > 1:
+            lengths = ranks.total(lengths.square()).sqrt()
         differentiate(self.total(losses, present, features))
+        add_up()
         with torch.no_grad():
             reached = losses.detach() / self.first.clamp(min=1e-12)
             pace = reached / (present * reached).sum().clamp(min=1e-12) * present.sum()
@@ -319,7 +344,13 @@ class Surgery(Balancer):
     """
 
     def backward(
-        self, losses: Tensor, present: Tensor, features: Tensor, *, differentiate: Callable[[Tensor], None]
+        self,
+        losses: Tensor,
+        present: Tensor,
+        features: Tensor,
+        *,
+        differentiate: Callable[[Tensor], None],
+        add_up: Callable[[], None] = _alone,
     ) -> None:
         """See Balancer.backward."""
         from torchjd import aggregation, autojac
@@ -327,10 +358,13 @@ class Surgery(Balancer):
         rule = {"pcgrad": aggregation.PCGrad, "aligned": aggregation.AlignedMTL}[self.spec.name]
         weighted = [one for one, here in zip(self.base * losses, present.tolist(), strict=True) if here]
         if not weighted:
+            add_up()
             return
         shared = [leaf for leaf in _leaves(features) if leaf.requires_grad]
         # One after another: vmap over a batch-norm network costs more memory than the second pass costs time.
         autojac.mtl_backward(weighted, features, shared_params=shared, retain_graph=True, parallel_chunk_size=1)
+        add_up()  # the heads' gradients are there; the shared ones come of the tasks' own, added up before
+        ranks.add_up([leaf.jac for leaf in shared])  # type: ignore[attr-defined]
         autojac.jac_to_grad(shared, rule())
         if self.spec.name == "aligned":  # which averages, where the weighted sum adds
             for leaf in shared:
@@ -456,7 +490,9 @@ class Balancing:
             present = present * self._stopping.active
         if found.beside is not None:
             differentiate(found.beside)
-        self._balancer.backward(losses, present, self._features(), differentiate=differentiate)
+        self._balancer.backward(
+            losses, present, self._features(), differentiate=differentiate, add_up=self._add_gradients
+        )
         total = (self._balancer.base * present * losses).sum().detach()
         return total if found.beside is None else total + found.beside.detach(), found.parts
 
@@ -494,6 +530,9 @@ class Balancing:
             taking = zip(self._stopping.tasks, self._stopping.active.tolist(), strict=True)
             rows |= {f"{name}.active": active for name, active in taking}
         return rows
+
+    def _add_gradients(self) -> None:
+        ranks.add_gradients([*self._network.parameters(), *self._objective.companions.parameters()])
 
     def _stacked(self, found: Losses) -> tuple[Tensor, Tensor]:
         losses = torch.stack([found.parts[name] for name in self._balancer.tasks])

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill import ranks
 from edgeface.specs import LossSpec
 
 DEFAULT = "center"  # where the recipe names no form of the identity loss
@@ -111,5 +112,7 @@ class PeopleClassifier(nn.Module):
             value = value + self.spec.center_weight * center_loss(rows, self.centres, named)
             if self.training:
                 with torch.no_grad():
-                    self.centres.copy_(moved_centres(self.centres, rows, named, rate=self.spec.center_rate))
+                    every, who = ranks.gather(embedding.detach()), ranks.gather(people)
+                    every, who = every[who >= 0], who[who >= 0]
+                    self.centres.copy_(moved_centres(self.centres, every, who, rate=self.spec.center_rate))
         return embedding.sum(dim=1).mul(0.0).index_put((known.nonzero().squeeze(1),), value)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from distill import ranks
 from distill.features import FeaturePairs
 from distill.identity import PeopleClassifier
 from distill.images import shrink
 from distill.losses import compare_features, hard_loss, known_rows, require_shapes, soft_loss
 from edgeface.data.loader import answered
-from edgeface.specs import FEATURES, DistillSpec, LossSpec, ModelSpec
+from edgeface.specs import FEATURES, DistillSpec, LossSpec, ModelSpec, OutputSpec
 from edgeface.tasks import TASKS, Kind
+
+# Losses against a teacher that compare the samples of a batch with each other: they need those of all processes.
+_BATCHWISE = ("dist", "relational")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +28,7 @@ class Losses:
 
     Attributes:
         parts: Task name to its unweighted mean over the samples that taught it, 0 without any; under "features" that of
-            the compared layers.
+            the compared layers. Of all processes, where there are several.
         present: Task name to 1 where a sample taught it, else 0.
         beside: The weighted loss of the compared layers, where there are some.
     """
@@ -76,7 +81,12 @@ class Objective:
         return nn.ModuleDict(parts)
 
     def __call__(
-        self, outputs: Mapping[str, Tensor], images: Tensor, labels: Mapping[str, Tensor]
+        self,
+        outputs: Mapping[str, Tensor],
+        images: Tensor,
+        labels: Mapping[str, Tensor],
+        *,
+        whole: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of all losses under the recipe's weights, and its parts.
 
@@ -84,62 +94,95 @@ class Objective:
             outputs: As for `losses`.
             images: As for `losses`.
             labels: As for `losses`.
+            whole: As for `losses`.
 
         Returns:
             The weighted sum, and `Losses.parts`.
         """
-        found = self.losses(outputs, images, labels)
+        found = self.losses(outputs, images, labels, whole=whole)
         total = images.new_zeros(())
         for name, weight in self.weights.items():
             total = total + weight * found.parts[name]
         return total if found.beside is None else total + found.beside, found.parts
 
-    def losses(self, outputs: Mapping[str, Tensor], images: Tensor, labels: Mapping[str, Tensor]) -> Losses:
+    def losses(
+        self,
+        outputs: Mapping[str, Tensor],
+        images: Tensor,
+        labels: Mapping[str, Tensor],
+        *,
+        whole: Mapping[str, Tensor] | None = None,
+    ) -> Losses:
         """The loss of every task.
 
         Args:
             outputs: Raw outputs of the network being trained.
             images: (B, 3, H, W), 0 to 255, at least at the teacher's input size.
             labels: Task name to labels; missing rows coded as edgeface.tasks says.
+            whole: Labels of all samples of the step, where these are a part of them: sums are divided by its samples.
         """
         taught = self._ask_teacher(images)
-        parts: dict[str, Tensor] = {}
-        present: dict[str, Tensor] = {}
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, Tensor] = {}
         for name in self.weights:
             output = self.model.output(name)
             prediction = outputs[name].float()
             known = known_rows(output, labels[name])
-            hard = self._hard(name, prediction, labels[name])
+            value = self._hard(name, prediction, labels[name])
             if name in self.stored:
                 soft, told = self._from_stored(name, prediction, labels)
                 share = torch.where(told, torch.where(known, self.distill.soft, 1.0), 0.0)
-                value, heard = share * soft + (1.0 - share) * hard, told | known
-                parts[name] = value.sum() / heard.sum().clamp(min=1)
-                present[name] = heard.any().to(parts[name].dtype)
+                value = share * soft + (1.0 - share) * value
             elif name in taught:
                 assert self.teacher_model is not None
-                soft = soft_loss(
-                    output,
-                    prediction,
-                    taught[name],
-                    teacher_output=self.teacher_model.output(name),
-                    labels=labels[name],
-                    distill=self.distill,
-                    spec=self.loss,
-                )
+                lose = partial(self._soft, name, teacher=self.teacher_model.output(name))
+                form = self.distill.losses.get(output.task, "")
+                soft = self._over_samples(form, lose, prediction, taught[name], labels[name])
                 share = torch.where(known, self.distill.soft, 1.0)  # an unlabelled sample learns from the teacher alone
-                value, count = share * soft + (1.0 - share) * hard, known.numel()
-                parts[name] = value.sum() / count
-                present[name] = parts[name].new_ones(())
-            else:
-                parts[name] = hard.sum() / known.sum().clamp(min=1)
-                present[name] = known.any().to(parts[name].dtype)
-        beside = None
+                value = share * soft + (1.0 - share) * value
+            sums[name] = value.sum()
+            counts[name] = self._heard(name, whole or labels, taught).sum()
         if self.pairs is not None:
-            each = [compare_features(self.pairs.loss, *pair).mean() for pair in self.pairs.take()]
-            parts[FEATURES] = torch.stack(each).mean()
-            beside = self.distill.feature_weight * parts[FEATURES]
-        return Losses(parts=parts, present=present, beside=beside)
+            compare = partial(compare_features, self.pairs.loss)
+            each = [self._over_samples(self.pairs.loss, compare, *pair).mean() for pair in self.pairs.take()]
+            sums[FEATURES] = torch.stack(each).mean()
+            parts_of_step = 1 if whole is None else len(next(iter(whole.values()))) // len(images)
+            counts[FEATURES] = torch.tensor(parts_of_step, device=images.device)
+        return self._divided(sums, counts)
+
+    def _divided(self, sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]) -> Losses:
+        """Sums over the samples of all processes, over how many there are."""
+        summed = ranks.total(torch.stack(list(sums.values())))
+        counted = ranks.total(torch.stack(list(counts.values())).to(summed.dtype))
+        parts = dict(zip(sums, (summed / counted.clamp(min=1)).unbind(), strict=True))
+        present = dict(zip(sums, (counted > 0).to(summed.dtype).unbind(), strict=True))
+        beside = self.distill.feature_weight * parts[FEATURES] if FEATURES in parts else None
+        return Losses(parts=parts, present={name: present[name] for name in self.weights}, beside=beside)
+
+    def _heard(self, name: str, labels: Mapping[str, Tensor], taught: Mapping[str, Tensor]) -> Tensor:
+        """(B,) bool: the samples that teach a task."""
+        known = known_rows(self.model.output(name), labels[name])
+        if name in self.stored:
+            return known | _told(labels[answered(name)])
+        return torch.ones_like(known) if name in taught else known
+
+    def _over_samples(self, loss: str, lose: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+        """(B,) what `lose` makes of these rows, one that compares samples of those of all processes."""
+        if loss not in _BATCHWISE:
+            return lose(*rows)
+        return ranks.own_rows(lose(*map(ranks.gather, rows)))
+
+    def _soft(self, name: str, prediction: Tensor, answers: Tensor, labels: Tensor, teacher: OutputSpec) -> Tensor:
+        output = self.model.output(name)
+        return soft_loss(
+            output,
+            prediction,
+            answers,
+            teacher_output=teacher,
+            labels=labels,
+            distill=self.distill,
+            spec=self.loss,
+        )
 
     @torch.no_grad()
     def label_loss(self, name: str, prediction: Tensor, labels: Tensor) -> float:
@@ -160,22 +203,19 @@ class Objective:
     def _from_stored(self, name: str, prediction: Tensor, labels: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(B,) loss against stored answers, 0 where there is none, and (B,) bool where there is one."""
         output, answers = self.model.output(name), labels[answered(name)]
-        told = torch.isfinite(answers.flatten(1)).all(dim=1)
-        if not told.any():
-            return prediction.flatten(1).sum(dim=1) * 0.0, told
         if TASKS[output.task].kind is Kind.LANDMARKS:  # stored as points; soft_loss adds the mean shape
             answers = answers - torch.tensor(output.mean_shape, device=answers.device, dtype=answers.dtype)
-        # Only the rows that have one: some losses compare samples with each other.
-        soft = soft_loss(
-            output,
-            prediction[told],
-            answers[told],
-            teacher_output=output,
-            labels=labels[name][told],
-            distill=self.distill,
-            spec=self.loss,
-        )
-        return soft.new_zeros(len(told)).masked_scatter(told, soft), told
+
+        def lose(prediction: Tensor, answers: Tensor, labels: Tensor) -> Tensor:
+            told = _told(answers)
+            if not told.any():
+                return prediction.flatten(1).sum(dim=1) * 0.0
+            # Only the rows that have one: some losses compare samples with each other.
+            soft = self._soft(name, prediction[told], answers[told], labels[told], output)
+            return soft.new_zeros(len(told)).masked_scatter(told, soft)
+
+        form = self.distill.losses.get(output.task, "")
+        return self._over_samples(form, lose, prediction, answers, labels[name]), _told(answers)
 
     def _ask_teacher(self, images: Tensor) -> dict[str, Tensor]:
         if self.teacher is None or self.teacher_model is None or self.distill.soft == 0.0:
@@ -192,3 +232,8 @@ class Objective:
             outputs = self.teacher(images)
         names = {output.name for output in self.teacher_model.outputs} - self.stored
         return {name: outputs[self.teacher_names.get(name, name)].float() for name in self.weights if name in names}
+
+
+def _told(answers: Tensor) -> Tensor:
+    """(B,) bool: the rows of stored answers that hold one."""
+    return torch.isfinite(answers.flatten(1)).all(dim=1)

@@ -15,17 +15,22 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from distill import ranks
 from distill.images import shrink
 from distill.trouble import check_finite, diverged, out_of_memory
-from edgeface.errors import InterruptedRun, ModelError
+from edgeface.errors import ConfigError, InterruptedRun, ModelError
 from edgeface.files import read_json, settle, sha256_file, write_folder, write_json
 from edgeface.memory import is_memory
 from edgeface.specs import TrainSpec
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from lightning_fabric.wrappers import _FabricModule
 
 
 class Batch(Protocol):
@@ -37,7 +42,10 @@ class Batch(Protocol):
 
 
 class Batches(Protocol):
-    """Batches whose order and content are a pure function of (seed, epoch, sample id)."""
+    """Batches whose order and content are a pure function of (seed, epoch, sample id).
+
+    Where several processes train, each is handed its own rows of a batch, as many as the others.
+    """
 
     @property
     def steps_per_epoch(self) -> int: ...
@@ -45,7 +53,9 @@ class Batches(Protocol):
     def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[Any]: ...
 
 
-Loss = Callable[[Mapping[str, Tensor], Tensor, Mapping[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
+# (outputs, images, labels) to the total and its parts, of all processes; with `accumulate` above 1 also takes `whole`,
+# the labels of all the step's samples: see distill.objective.Objective.
+Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +93,8 @@ class Trained:
         curve: CSV text, one row per report.
         steps: Steps in all.
         seconds: Time spent in training steps and data, over all sittings.
-        samples: Samples seen.
+        samples: Samples seen, by all processes.
+        processes: How many processes trained; more than one number where it went on with another.
     """
 
     weights: dict[str, Tensor]
@@ -92,6 +103,7 @@ class Trained:
     seconds: float
     samples: int
     companions: dict[str, Tensor] = field(default_factory=dict)
+    processes: tuple[int, ...] = (1,)
 
 
 def learning_rate(step: int, *, steps: int, warmup: int, peak: float) -> float:
@@ -225,6 +237,35 @@ def _load_partial(folder: Path, *, key: str) -> tuple[dict[str, Tensor], dict[st
     return load_file(folder / "state.safetensors"), facts
 
 
+def _fabric(spec: TrainSpec) -> Fabric:
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+    from lightning_fabric.strategies.ddp import DDPStrategy
+
+    precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed" if spec.dtype == "bf16" else "32-true"
+    if ranks.count() == 1:
+        return Fabric(accelerator="auto", devices=1, precision=precision)
+    here = ranks.local_count()
+    # Statistics are the same everywhere already (ranks.share_batch_norms): there is nothing to broadcast.
+    strategy = DDPStrategy(cluster_environment=TorchElasticEnvironment(), broadcast_buffers=False)
+    fabric = Fabric(
+        accelerator="auto", devices=here, num_nodes=ranks.count() // here, strategy=strategy, precision=precision
+    )
+    fabric.launch()
+    return fabric
+
+
+def _require_equal_parts(spec: TrainSpec) -> None:
+    parts = ranks.count() * spec.accumulate
+    if spec.batch % parts or spec.batch // parts < 1:
+        raise ConfigError(
+            f"a batch of {spec.batch} for {ranks.count()} processes and accumulate = {spec.accumulate}",
+            expected="equal parts",
+            where="train.batch",
+            do=f"Take a multiple of {parts}, or another number of processes",
+        )
+
+
 def train(
     network: nn.Module,
     loss: Loss,
@@ -243,6 +284,9 @@ def train(
     report: Callable[[Progress], None] | None = None,
 ) -> Trained:
     """Train a network; go on where `partial` left off.
+
+    Several processes (distill.ranks) train one network on the same batches as one process would, each on its rows; the
+    first writes and reports.
 
     Args:
         network: Trained in place; pictures (B, 3, H, W) with values 0 to 255 to outputs by name.
@@ -265,17 +309,17 @@ def train(
     Raises:
         InterruptedRun: Ctrl-C; the step checkpoint is written.
         ModelError: The step checkpoint is damaged or of another training.
+        ConfigError: The batch cannot be divided over the processes.
         DivergedError: The loss, or a weight, is not a finite number.
         ResourceError: The GPU's memory, or this machine's, does not hold a batch.
     """
-    from lightning_fabric import Fabric
-
+    _require_equal_parts(spec)
     for library in ("lightning_fabric", "lightning_utilities"):
         logging.getLogger(library).setLevel(logging.WARNING)  # its notes would break the progress bar
     per_epoch = batches.steps_per_epoch
     steps = max(1, round(spec.epochs * per_epoch))
     warmup = round(spec.warmup_epochs * per_epoch)
-    fabric = Fabric(accelerator="auto", devices=1, precision="bf16-mixed" if spec.dtype == "bf16" else "32-true")
+    fabric = _fabric(spec)
     network.to(device=fabric.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     companions = (nn.Module() if companions is None else companions).to(fabric.device).train()
     optimizer = _optimizer(network, companions, spec)
@@ -287,21 +331,27 @@ def train(
     average = _Average(network, spec.ema) if spec.ema else None
     rows: list[dict[str, float | int | str]] = []
     done, seconds_before, samples = 0, 0.0, 0
+    processes = {ranks.count()}
 
     resumed = _load_partial(partial, key=key)
     if resumed is not None:
         tensors, facts = resumed
         done, seconds_before, samples, rows = facts["step"], facts["seconds"], facts["samples"], facts["rows"]
+        processes |= set(facts.get("processes", [1]))  # step checkpoints did not always say
         _restore(
             tensors, network=network, companions=companions, steering=steering, optimizers=optimizers, average=average
         )
 
+    ranks.share_batch_norms(network)
     model, prepared = fabric.setup(network, optimizer)
+    ranks.add_not_average(model)
     started = last_saved = last_report = time.monotonic()
     reported_step = done
     sums: dict[str, float] = {}
 
     def save() -> None:
+        if not ranks.leads():
+            return
         check_finite(network, step=done, partial=partial)
         _save_partial(
             partial,
@@ -315,6 +365,7 @@ def train(
                 "seconds": seconds_before + time.monotonic() - started,
                 "samples": samples,
                 "rows": rows,
+                "processes": sorted(processes),
             },
         )
 
@@ -325,9 +376,8 @@ def train(
             for batch in batches.epoch(done // per_epoch, start_step=done % per_epoch):
                 if before_step is not None:
                     before_step(network, done, steps)
-                torch.manual_seed(
-                    (seed * 1_000_003 + done) % 2**63
-                )  # dropout depends on the step alone: resume repeats it
+                # Dropout depends on the step and the process alone: resume repeats it.
+                torch.manual_seed((seed * 1_000_003 + done + 7_919 * 2**32 * ranks.rank()) % 2**63)
                 rate = learning_rate(done, steps=steps, warmup=warmup, peak=spec.lr)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
@@ -342,21 +392,24 @@ def train(
                 steering.zero_grad()
                 try:
                     if balancing is None:
-                        total, parts = loss(model(pictures), images, labels)
-                        fabric.backward(total)
-                    else:
-                        total, parts = balancing.backward(
-                            model(pictures), images, labels, differentiate=fabric.backward
+                        total, parts = _step(
+                            fabric, model, loss, images, pictures, labels, companions, parts=spec.accumulate
                         )
+                    else:
+                        # It differentiates more than once, which Fabric's module refuses in bf16, and adds the
+                        # processes' gradients up itself: so the network as it is.
+                        with fabric.autocast():
+                            outputs = network(pictures)
+                        total, parts = balancing.backward(outputs, images, labels, differentiate=fabric.backward)
                     value = float(total.detach())
                 except (RuntimeError, MemoryError) as error:
-                    if not is_memory(error):
+                    if ranks.count() > 1 or not is_memory(error):  # the others would not take part in the search
                         raise
                     raise out_of_memory(
                         error, model, loss, images, labels, input_px=input_px, step=done, partial=partial
                     ) from None
                 if not math.isfinite(value):
-                    raise diverged(f"the loss is {value}", step=done, ids=batch.ids, partial=partial)
+                    raise diverged(f"the loss is {value}", step=done, ids=ranks.gather(batch.ids), partial=partial)
                 if spec.clip:
                     fabric.clip_gradients(model, prepared, max_norm=spec.clip, error_if_nonfinite=False)
                 prepared.step()
@@ -365,7 +418,7 @@ def train(
                 if balancing is not None:
                     balancing.after_step(images, labels, lambda pictures=pictures: model(pictures))  # type: ignore[misc]
                 done += 1
-                samples += len(images)
+                samples += len(images) * ranks.count()
                 if average is not None:
                     average.update(network, done)
                 sums["loss"] = sums.get("loss", 0.0) + value
@@ -387,16 +440,16 @@ def train(
                         loss=sums.pop("loss") / count,
                         parts={name: total_part / count for name, total_part in sums.items()},
                         lr=rate,
-                        samples_per_s=count * len(images) / max(1e-9, now - last_report),
+                        samples_per_s=count * len(images) * ranks.count() / max(1e-9, now - last_report),
                         metrics=watched,
                     )
                     sums, reported_step, last_report = {}, done, time.monotonic()
                     if watched:  # only validations enter the curve: their steps do not depend on the clock
                         rows.append({"step": done, "epoch": done / per_epoch, "lr": rate, **watched})
-                    if report is not None:
+                    if report is not None and ranks.leads():
                         report(progress)
-                if interrupted():
-                    save()
+                if ranks.any_of(interrupted()):
+                    ranks.after_leader(save)
                     raise InterruptedRun(f"stopped at step {done} of {steps}", where=str(partial.parent))
                 if now - last_saved > spec.checkpoint_s:
                     save()
@@ -413,7 +466,40 @@ def train(
         steps=steps,
         seconds=seconds_before + time.monotonic() - started,
         samples=samples,
+        processes=tuple(sorted(processes)),
     )
+
+
+def _step(
+    fabric: Fabric,
+    model: _FabricModule,
+    loss: Loss,
+    images: Tensor,
+    pictures: Tensor,
+    labels: Mapping[str, Tensor],
+    companions: nn.Module,
+    *,
+    parts: int,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Leave the gradients of a batch, computed in several parts where the memory does not hold it whole.
+
+    Returns:
+        The loss and its parts, over all processes.
+    """
+    size = len(images) // parts
+    whole = {} if parts == 1 else {"whole": labels}
+    total, found = images.new_zeros(()), dict[str, Tensor]()
+    for first in range(0, size * parts, size):
+        rows = slice(first, first + size)
+        with fabric.no_backward_sync(model, enabled=first + size < size * parts):
+            value, each = loss(
+                model(pictures[rows]), images[rows], {name: values[rows] for name, values in labels.items()}, **whole
+            )
+            fabric.backward(value)
+        total = total + value.detach()
+        found = {name: part.detach() + found.get(name, 0.0) for name, part in each.items()}
+    ranks.add_gradients(companions.parameters())
+    return total, found
 
 
 @torch.no_grad()

@@ -115,7 +115,9 @@ def to_plain(value: Any) -> Any:
         alone = getattr(value, "ALONE", "")
         if alone and value == type(value)(**{alone: plain[alone]}):
             return to_plain(plain[alone])
-        return {name: to_plain(item) for name, item in plain.items()}
+        # Keys that a spec did not always have: while nobody chose them, digests and texts of runs stay what they were.
+        unsaid = {key for key in getattr(value, "LATER", ()) if plain[key] == getattr(type(value), key)}
+        return {name: to_plain(item) for name, item in plain.items() if name not in unsaid}
     if isinstance(value, Mapping):
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from distill import ranks
 from edgeface.errors import ConfigError, ModelError
 from edgeface.specs import CALIBRATIONS
 from quantize.graph import INPUT, Graph, Node, apply, scale_owners
@@ -296,6 +297,8 @@ class FakeQuantNetwork(nn.Module):
         """Ranges from the histograms of the batches observed, where there are any."""
         if not self._histograms:
             return
+        for each in self._histograms:
+            each.add_ranks()
         found = [
             each.percentiles() if self.calibration == "percentile" else each.least_squares()
             for each in self._histograms
@@ -314,7 +317,7 @@ class FakeQuantNetwork(nn.Module):
                     self._histograms = [Histogram() for _ in self.points]
                 self._histograms[slot].add(y)
             return
-        low, high = torch.aminmax(y)
+        low, high = ranks.extremes(*torch.aminmax(y))
         low, high = low.clamp_max(0.0), high.clamp_min(0.0)
         if self.calibration == "minmax":
             self.low[slot] = torch.minimum(self.low[slot], low)

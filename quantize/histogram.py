@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from distill import ranks
 from quantize.grid import activation_grid
 
 # The least that a range fills is a quarter of the bins: one-sided, just past a power of two. Eight bins an int8 step.
@@ -47,12 +48,23 @@ class Histogram:
         if not math.isfinite(largest):
             self.low, self.high = -math.inf, math.inf
             return
-        while self.reach < largest:
+        self._grow(largest)
+        counted = torch.histc(values.detach().float(), bins=BINS, min=-self.reach, max=self.reach)
+        self.counts += counted.double().cpu()
+
+    def _grow(self, reach: float) -> None:
+        while self.reach < reach:
             outer = torch.zeros(BINS // 4, dtype=torch.float64)
             self.counts = torch.cat([outer, self.counts.view(-1, 2).sum(1), outer])
             self.reach *= 2.0
-        counted = torch.histc(values.detach().float(), bins=BINS, min=-self.reach, max=self.reach)
-        self.counts += counted.double().cpu()
+
+    def add_ranks(self) -> None:
+        """Count what the other processes of a training have seen, too."""
+        own = torch.tensor([self.low, self.high, self.reach], dtype=torch.float64)
+        least, most = ranks.extremes(own, own)
+        self.low, self.high = float(least[0]), float(most[1])
+        self._grow(float(most[2]))
+        self.counts = ranks.total(self.counts)
 
     def edges(self) -> Tensor:
         """(BINS + 1,) float64 borders of the bins."""
