@@ -19,6 +19,10 @@ known about it; an empty cell is no label. Columns:
     group_NAME           a subgroup to report by, such as group_skin
 
 Pixels count from the outer corner of the first pixel, after the picture's Exif orientation is applied.
+
+`terms.toml` in PATH, where there is one, says what the pictures may be used for, and every network that learns from
+them carries it: `licence`, a few words; `research_only`, true where weights trained on them may not be shipped. Without
+the file the pictures count as yours.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
+import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,15 +40,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeface import limits
 from edgeface.data.corpus import Corpus, Labels, is_validation, unlabelled
 from edgeface.data.derive import merge_glasses
 from edgeface.data.images import MISSING, read_image, read_size
 from edgeface.data.listing import leads_out, table_lines
 from edgeface.errors import DataError, UsageError, did_you_mean
+from edgeface.files import read_limited
 from edgeface.tasks import TASKS, Kind, Task
 
 VERSION = 1
 METADATA = "metadata.csv"
+TERMS = "terms.toml"
 SPLITS = ("train", "val", "test")
 BOX = ("x", "y", "w", "h")
 GLASSES = ("eyeglasses", "dark_glasses")
@@ -71,11 +79,13 @@ def read(
         size_of: Width and height of a picture.
 
     Raises:
-        DataError: No metadata.csv, a column nobody knows, no usable row; with `strict`, any bad row or picture.
+        DataError: No metadata.csv, a column nobody knows, no usable row, terms that cannot be read; with `strict`, any
+            bad row or picture.
         UsageError: No such split.
     """
     if split and split not in SPLITS:
         raise UsageError(f"split {split!r}", expected=f"one of {', '.join(map(repr, SPLITS))}", where=source)
+    licence, research_only = _terms(path / TERMS)
     folder = path / split if split and (path / split / METADATA).is_file() else path
     listing = folder / METADATA
     columns, rows = _read_rows(listing, source)
@@ -136,8 +146,8 @@ def read(
         name="folder",
         source=source,
         split=split,
-        licence="yours",
-        research_only=False,
+        licence=licence,
+        research_only=research_only,
         keys=tuple(keys),
         people=tuple(people),
         crops=np.asarray(crops, dtype=np.float32),
@@ -148,6 +158,30 @@ def read(
         skipped={reason: tuple(where) for reason, where in skipped.items()},
         load=lambda index: read_image(files[index]),
         fingerprint=digest.hexdigest(),
+    )
+
+
+def _terms(file: Path) -> tuple[str, bool]:
+    """Licence, and whether it is for research only."""
+    if not file.exists():
+        return "yours", False
+    try:
+        found = tomllib.loads(read_limited(file, limit=limits.MANIFEST_BYTES).decode("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read ({error})", expected="a TOML file", where=str(file)) from None
+    licence, research_only = found.get("licence"), found.get("research_only")
+    if set(found) != {"licence", "research_only"} or not isinstance(licence, str) or not licence.strip():
+        wrong = f"the keys {', '.join(sorted(found)) or 'none'}"
+    elif not isinstance(research_only, bool):
+        wrong = f"research_only = {research_only!r}"
+    else:
+        return " ".join(licence.split()), research_only
+    # Terms that are misread are worse than none: they would let weights out that must not go.
+    raise DataError(
+        wrong,
+        expected='licence = "a few words" and research_only = true or false',
+        where=str(file),
+        do="Correct it, or delete it where the pictures are yours",
     )
 
 

@@ -204,3 +204,34 @@ def test_a_written_row_reads_back(numbers: list[float], expression: int) -> None
         corpus = folder_of(write(Path(folder), table, sizes={"a.png": (8, 8)}))
     assert corpus.labels["landmarks5"].ravel().tolist() == numbers
     assert corpus.labels["expression"].tolist() == [expression]
+
+
+def test_terms_of_a_folder_are_read_and_without_them_it_is_yours(tmp_path: Path) -> None:
+    folder = write(tmp_path, "file_name,smile\na.png,1\n")
+    (folder / "terms.toml").write_text('licence = "for  research\\nonly (ours)"\nresearch_only = true\n')
+    corpus = read(folder, source="folder:faces")
+    assert (corpus.licence, corpus.research_only) == ("for research only (ours)", True)
+    (folder / "terms.toml").unlink()
+    corpus = read(folder, source="folder:faces")
+    assert (corpus.licence, corpus.research_only) == ("yours", False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        'licence = "x"',
+        "research_only = true",
+        'licence = ""\nresearch_only = true',
+        'licence = "x"\nresearch_only = "true"',
+        'licence = "x"\nresearch_only = 1',
+        'license = "x"\nresearch_only = true',
+        'licence = "x"\nresearch_only = true\nmore = 1',
+        "= {",
+    ],
+)
+def test_terms_that_are_misspelt_are_refused(tmp_path: Path, text: str) -> None:
+    folder = write(tmp_path, "file_name,smile\na.png,1\n")
+    (folder / "terms.toml").write_text(text)
+    with pytest.raises(DataError, match=r"terms\.toml"):
+        read(folder, source="folder:faces")
