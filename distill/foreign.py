@@ -8,6 +8,8 @@ A folder of stored answers:
     answers.safetensors   output name to (N, *shape) float32, as they leave the model; NaN where it gave none
                           (or answers.npz)
 
+Answers to streamed samples are kept by shard instead: see `distill.streaming`.
+
 Landmarks are offsets from the output's mean shape, in sides of edgeface's nominal crop of that face. A forest's folder
 is one of these too. A folder of such folders, one a corpus, counts as one.
 
@@ -21,7 +23,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +65,8 @@ class Answers:
         licences: Terms of what the teacher was made from.
         research_only: True when what learned from it may not be shipped.
         key: What the folder was made from, as its maker named it; "" for folders of others.
+        shards: sha256 of a shard to the file of its answers, in the place of `keys` and `outputs`; empty where answers
+            are kept by name.
     """
 
     folder: Path
@@ -73,6 +77,7 @@ class Answers:
     licences: tuple[str, ...]
     research_only: bool
     key: str = ""
+    shards: Mapping[str, str] = field(default_factory=dict)
 
 
 def sample_keys(pack: Pack) -> list[str]:
@@ -130,18 +135,32 @@ def save_answers(
         save_file(kept, aside / ANSWERS)
         for name, content in (files or {}).items():
             (aside / name).write_bytes(content)
-        write_json(
-            aside / MANIFEST,
-            {
-                "schema": SCHEMA,
-                "kind": kind,
-                "model": to_plain(model),
-                "provenance": {"licences": list(licences), "research_only": research_only},
-                **(extra or {}),
-                "files": {path.name: sha256_file(path) for path in sorted(aside.iterdir())},
-            },
-        )
+        write_manifest(aside, model=model, licences=licences, research_only=research_only, kind=kind, extra=extra)
     return load_answers(folder)
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    model: ModelSpec,
+    licences: Sequence[str],
+    research_only: bool,
+    kind: str = "answers",
+    extra: Mapping[str, object] | None = None,
+) -> None:
+    """Write the manifest of a folder that holds all else, with the sha256 of each file; arguments as `save_answers`."""
+    files = [path for path in sorted(folder.iterdir()) if path.name != MANIFEST and not path.name.startswith(".")]
+    write_json(
+        folder / MANIFEST,
+        {
+            "schema": SCHEMA,
+            "kind": kind,
+            "model": to_plain(model),
+            "provenance": {"licences": list(licences), "research_only": research_only},
+            **(extra or {}),
+            "files": {path.name: sha256_file(path) for path in files},
+        },
+    )
 
 
 def holds_answers(folder: Path) -> bool:
@@ -187,9 +206,14 @@ def load_answers(folder: Path) -> Answers:
         raise _broken(path, f"no manifest that can be read ({error})") from error
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or manifest.get("kind") not in KINDS:
         raise _broken(path, "not a manifest of stored answers, schema 1")
-    files = manifest.get("files")
+    files, shards = manifest.get("files"), manifest.get("shards", {})
     held = [name for name in (ANSWERS, ARCHIVE) if isinstance(files, dict) and name in files]
-    if not isinstance(files, dict) or KEYS not in files or len(held) != 1:
+    if not isinstance(files, dict) or not isinstance(shards, dict):
+        raise _broken(path, "'files' or 'shards' is no object")
+    by_shard = len(shards) > 0
+    if not all(isinstance(name, str) and name in files for name in shards.values()):
+        raise _broken(path, "'files' does not list the answers to each of its 'shards'")
+    if not (by_shard or (KEYS in files and len(held) == 1)):
         raise _broken(path, f"'files' does not list {KEYS!r} and one of {ANSWERS!r}, {ARCHIVE!r}")
     for name, digest in files.items():
         if not is_plain_name(name) or not (folder / name).is_file():
@@ -198,12 +222,13 @@ def load_answers(folder: Path) -> Answers:
             raise _broken(folder / name, "its content does not match the manifest's sha256")
     try:
         model = read_model_spec(manifest["model"], where="model")
-        keys = tuple(map(str, read_json(folder / KEYS)))
-        arrays = _arrays(folder / held[0])
-        outputs = {output.name: np.asarray(arrays[output.name], np.float32) for output in model.outputs}
+        keys = () if by_shard else tuple(map(str, read_json(folder / KEYS)))
+        arrays = {} if by_shard else _arrays(folder / held[0])
+        outputs = {} if by_shard else {o.name: np.asarray(arrays[o.name], np.float32) for o in model.outputs}
+        digested = [shards, files] if by_shard else [files[KEYS], files[held[0]]]
     except (ConfigError, KeyError, TypeError, ValueError, OSError) as error:
         raise _broken(folder, f"it cannot be read ({error})") from error
-    for output in model.outputs:
+    for output in () if by_shard else model.outputs:
         if outputs[output.name].shape != (len(keys), *output.shape):
             raise _broken(
                 folder,
@@ -218,10 +243,11 @@ def load_answers(folder: Path) -> Answers:
         model=model,
         keys=keys,
         outputs=outputs,
-        sha256=sha256_json([files[KEYS], files[held[0]], to_plain(model)]),
+        sha256=sha256_json([*digested, to_plain(model)]),
         licences=tuple(made.get("licences", ())),
         research_only=bool(made.get("research_only", True)),
         key=str(manifest.get("key", "")),
+        shards=dict(shards) if by_shard else {},
     )
 
 
@@ -242,15 +268,25 @@ def unpacked_bytes(path: Path) -> int:
     try:
         with zipfile.ZipFile(path) as archive:
             return sum(part.file_size for part in archive.infolist())
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError) as error:
         raise ValueError(str(error)) from error
 
 
 def _arrays(path: Path) -> Mapping[str, NDArray[Any]]:
-    if (size := unpacked_bytes(path)) > limits.WEIGHTS_BYTES:
-        raise ValueError(f"{size:,} bytes, where at most {limits.WEIGHTS_BYTES:,} are read")
     if path.name == ARCHIVE:
         return read_arrays(path, limit=limits.WEIGHTS_BYTES)
+    return read_safetensors(path)
+
+
+def read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of a file, within limits.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is damaged, or larger than `limits` allows.
+    """
+    if (size := path.stat().st_size) > limits.WEIGHTS_BYTES:
+        raise ValueError(f"{size:,} bytes, where at most {limits.WEIGHTS_BYTES:,} are read")
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -372,6 +408,13 @@ def rows_for(
         DataError: None of the samples is among the answers, or two samples share a name.
     """
     where = str(answers.folder)
+    if answers.shards:
+        raise ConfigError(
+            f"answers by shard in {where}",
+            expected="answers by name, while no training source is streamed",
+            where="teacher.frozen",
+            do="Train on the shards, webdataset:PATH; or write the answers again for the sources of data.train",
+        )
     model = in_our_words(answers.model, names, where=where)
     theirs = {ours: name for name, ours in names.items()}
     place = {key: row for row, key in enumerate(answers.keys)}
@@ -397,8 +440,19 @@ def rows_for(
     for task in taught_tasks(model, student, where=where):
         output, values = model.output(task), answers.outputs[theirs.get(task, task)]
         chosen = np.where((rows >= 0).reshape(-1, *(1,) * (values.ndim - 1)), values[rows], np.nan)
-        if TASKS[task].kind is Kind.LANDMARKS:
-            points = chosen + np.asarray(output.mean_shape, np.float32)
-            chosen = (points - 0.5) / margins[:, None, None] + 0.5
-        found[task] = torch.from_numpy(chosen.astype(np.float32))
+        found[task] = torch.from_numpy(taught_values(output, chosen, margins))
     return found
+
+
+def taught_values(output: OutputSpec, raw: NDArray[Any], margins: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Raw answers as training takes them: landmarks as points in sides of the packed crop, all else as it is.
+
+    Args:
+        output: What they answer.
+        raw: (N, *shape).
+        margins: (N,) side of each packed crop over the side of the nominal crop.
+    """
+    if TASKS[output.task].kind is Kind.LANDMARKS:
+        points = raw + np.asarray(output.mean_shape, np.float32)
+        raw = (points - 0.5) / margins[:, None, None] + 0.5
+    return np.asarray(raw, np.float32)

@@ -23,6 +23,7 @@ from distill.identity import PeopleClassifier
 from distill.imbalance import label_weights
 from distill.objective import Objective
 from distill.stopping import Stopping
+from distill.streaming import AnyBatches, is_streamed, streamed_batches
 from distill.train import Progress, Trained, train
 from distill.trouble import sample_names
 from edgeface.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -31,6 +32,7 @@ from edgeface.data.derive import derived
 from edgeface.data.loader import Batches
 from edgeface.data.pack import Pack, pack
 from edgeface.data.sources import data_root, open_source
+from edgeface.data.stream import Stream, mean_shape, open_stream
 from edgeface.errors import ConfigError, DataError, ModelError
 from edgeface.evaluate import Outputs, evaluate
 from edgeface.files import remove_folder, settle, sha256_json
@@ -93,7 +95,7 @@ class TrainingData:
     """Everything a run trains and validates on.
 
     Attributes:
-        train: Packs with room around the nominal crop for augmentation.
+        train: Packs with room around the nominal crop for augmentation, or streams of them.
         val: Source names of the validation sets.
         root: Folder that holds the corpora.
         outputs: Task name to its output, mean shapes included.
@@ -101,7 +103,7 @@ class TrainingData:
         derive: Tasks whose labels are derived from others.
     """
 
-    train: Sequence[Pack]
+    train: Sequence[Pack | Stream]
     val: Sequence[str]
     root: Path
     outputs: Mapping[str, OutputSpec]
@@ -160,8 +162,12 @@ def training_data(
         ConfigError: No source labels one of the tasks.
     """
     root = data_root(recipe.data.root)
-    parts = []
+    parts: list[Pack | Stream] = []
     for source in recipe.data.train:
+        stream = open_stream(source, px=recipe.data.pack_px, margin=recipe.data.margin, derive=recipe.data.derive)
+        if stream is not None:
+            parts.append(stream)
+            continue
         corpus = open_source(source, root=root, strict=strict)
         told = None if progress is None else (lambda done, total, source=source: progress(source, done, total))
         part = pack(corpus, px=recipe.data.pack_px, margin=recipe.data.margin, progress=told)
@@ -189,18 +195,23 @@ def training_data(
     )
 
 
-def _mean_shape(name: str, parts: Sequence[Pack]) -> tuple[tuple[float, float], ...]:
+def _mean_shape(name: str, parts: Sequence[Pack | Stream]) -> tuple[tuple[float, float], ...]:
     """Mean landmarks of the training faces, in sides of the nominal crop; empty for other kinds of task."""
     if TASKS[name].kind is not Kind.LANDMARKS:
         return ()
+    mean = mean_shape(name, parts) if is_streamed(parts) else _packed_mean(name, parts)
+    return tuple((round(float(x), 6), round(float(y), 6)) for x, y in mean)
+
+
+def _packed_mean(name: str, parts: Sequence[Pack | Stream]) -> NDArray[np.float64]:
+    """As edgeface.data.stream.mean_shape, to the last bit as it ever was for packs."""
     shapes = []
     for part in parts:
-        if name in part.labels:
+        if isinstance(part, Pack) and name in part.labels:
             points = part.labels[name].astype(np.float64)
             points = points[np.isfinite(points).all(axis=(1, 2))]
             shapes.append((points - 0.5) * part.margin + 0.5)  # packed crop sides to nominal crop sides
-    mean = np.concatenate(shapes).mean(axis=0)
-    return tuple((round(float(x), 6), round(float(y), 6)) for x, y in mean)
+    return np.asarray(np.concatenate(shapes).mean(axis=0))
 
 
 def batches_for(
@@ -212,7 +223,7 @@ def batches_for(
     seed: int,
     answers: Answers | None = None,
     model: ModelSpec | None = None,
-) -> Batches:
+) -> AnyBatches:
     """Augmented training batches at an input size.
 
     Args:
@@ -224,8 +235,21 @@ def batches_for(
         DataError: None of the training faces is among them.
     """
     told = answers is not None and recipe.distill.soft > 0.0 and model is not None
+    if is_streamed(data.train):
+        return streamed_batches(
+            recipe,
+            data.train,
+            spec=spec,
+            input_px=input_px,
+            seed=seed,
+            answers=answers if told else None,
+            model=model,
+            rank=ranks.rank(),
+            world=ranks.count(),
+        )
+    packs = [part for part in data.train if isinstance(part, Pack)]
     return Batches(
-        data.train,
+        packs,
         tasks=tuple(recipe.tasks),
         augment=recipe.augment,
         input_px=input_px,
@@ -233,7 +257,7 @@ def batches_for(
         seed=seed,
         balance=spec.balance,
         databases=recipe.data.balance,
-        answers=rows_for(answers, data.train, model, names=recipe.teacher.map) if told else None,  # type: ignore[arg-type]
+        answers=rows_for(answers, packs, model, names=recipe.teacher.map) if told else None,  # type: ignore[arg-type]
         rank=ranks.rank(),
         world=ranks.count(),
     )
@@ -594,7 +618,7 @@ def _with_start(key: str, spec: TeacherSpec | StudentSpec) -> str:
     return sha256_json({"stage": key, "transfer": {**plain, "start": weights}})
 
 
-def people_in(batches: Batches) -> int:
+def people_in(batches: AnyBatches) -> int:
     """How many people the training labels tell apart; 0 when identity is not among the tasks."""
     return batches.people
 

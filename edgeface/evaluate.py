@@ -144,7 +144,7 @@ def decode(spec: ModelSpec, outputs: Mapping[str, NDArray[Any]]) -> dict[str, ND
     Raises:
         ModelError: An output is missing, has another shape, or is not finite.
     """
-    return {output.task: _decode(output, _raw(output, outputs)) for output in spec.outputs}
+    return {output.task: _decode(output, raw_output(output, outputs)) for output in spec.outputs}
 
 
 def probabilities(output: OutputSpec, raw: NDArray[Any]) -> NDArray[np.float64]:
@@ -227,7 +227,7 @@ def answer(
         images = np.ascontiguousarray(pack.images[start : start + batch])
         answers = runner.run(images)
         for output in spec.outputs:
-            part = _raw(output, answers)
+            part = raw_output(output, answers)
             if len(part) != len(images):
                 raise ModelError(
                     f"{len(part)} rows of output {output.name!r} for {len(images)} pictures",
@@ -391,7 +391,12 @@ def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(power / power.sum(1, keepdims=True))
 
 
-def _raw(output: OutputSpec, outputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+def raw_output(output: OutputSpec, outputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    """One output of a runner's, (N, *shape), once it is seen to be there, of its shape and finite.
+
+    Raises:
+        ModelError: It is not.
+    """
     where = f"output {output.name!r}"
     if output.name not in outputs:
         names = ", ".join(map(repr, outputs)) or "none"

@@ -411,7 +411,8 @@ def read_crops(
     matrices = _whole(len(rows), px) if ready else crop_matrix(told.crops, margin=margin)
     for name, values in labels.items():
         if TASKS[name].kind is Kind.LANDMARKS:
-            labels[name] = apply_matrix(matrices, values).astype(np.float32)
+            moved: NDArray[np.float64] = apply_matrix(matrices, values)
+            labels[name] = moved.astype(np.float32)
     return images, labels
 
 
