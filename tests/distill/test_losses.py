@@ -430,6 +430,97 @@ def test_cosine_equals_its_formula_and_ignores_length() -> None:
     assert cosine(first.flip(0), second).tolist() != pytest.approx(naive, rel=1e-4)
 
 
+def naive_points(name: str, student: Tensor, target: Tensor) -> float:
+    """Of one sample: "l2" or "smooth_l1", coordinate by coordinate, in units of the wing's width."""
+    distances = [abs(a - b) for a, b in zip(student.flatten().tolist(), target.flatten().tolist(), strict=True)]
+    if name == "l2":
+        each = [0.5 * (x / SPEC.wing_width) ** 2 for x in distances]
+    else:
+        each = [0.5 * x * x if x < 1 else x - 0.5 for x in (x / SPEC.wing_width for x in distances)]
+    return sum(each) / len(each)
+
+
+def naive_taught(name: str, task: str, student: Tensor, teacher: Tensor, label: Tensor) -> float:
+    """What a recipe's `distill.losses.TASK = NAME` costs one sample, in loops. Landmarks are points in crop sides."""
+    known = bool((label >= 0).all())
+    if name == "kl" and task == "attributes":
+        p, q = ([1 / (1 + math.exp(-x / 2)) for x in row.tolist()] for row in (teacher, student))
+        return 4 * sum(-a * math.log(b) - (1 - a) * math.log(1 - b) for a, b in zip(p, q, strict=True)) / len(p)
+    if name == "kl":
+        return 4 * naive_divergence(softened(teacher, 2.0), softened(student, 2.0))
+    if name == "dkd":
+        right = int(label.flatten()[0]) if known else -1
+        return naive_decoupled(student[None], teacher[None], [right], temperature=2.0, alpha=1.0, beta=2.0)[0]
+    if name == "distribution":
+        p, q = softened(teacher, 1.0), softened(student, 1.0)
+        apart = abs(sum(c * (a - b) for c, (a, b) in enumerate(zip(p, q, strict=True))))
+        return naive_divergence(p, q) + apart * 10 / (len(p) - 1)
+    if name == "wing":
+        return naive_wing(student[None], teacher[None], SPEC.wing_width, SPEC.wing_curvature)[0]
+    if name == "bounded":
+        unit = SPEC.wing_width if task == "landmarks5" else 1.0
+
+        def half_square(first: Tensor, second: Tensor) -> float:
+            values = list(zip(first.flatten().tolist(), second.flatten().tolist(), strict=True))
+            return 0.5 * sum(((a - b) / unit) ** 2 for a, b in values) / len(values)
+
+        if not known:
+            return half_square(student, teacher)
+        mine = half_square(student, label.reshape(student.shape))
+        return mine if mine > half_square(teacher, label.reshape(student.shape)) else 0.0
+    if name == "cosine":
+        up = sum(a * b for a, b in zip(student.tolist(), teacher.tolist(), strict=True))
+        return 1 - up / math.sqrt(sum(a * a for a in student.tolist()) * sum(b * b for b in teacher.tolist()))
+    if task == "landmarks5":
+        return naive_points(name, student, teacher)
+    return sum((a - b) ** 2 for a, b in zip(student.tolist(), teacher.tolist(), strict=True)) / len(student)
+
+
+LABELS = {
+    "pose": torch.tensor([3, -1, 0, 4]),
+    "beauty": torch.tensor([1, 2, -1, 0]),
+    "age": torch.tensor([[30.0, 30.0], [math.nan] * 2, [7.0, 7.0], [64.0, 64.0]]),
+    "attributes": torch.tensor([[1, 0, 0, 1], [-1] * 4, [0, 0, 1, 1], [1, 1, 1, 0]], dtype=torch.int8),
+    "landmarks5": torch.cat([torch.rand(3, 5, 2, generator=GENERATOR), torch.full((1, 5, 2), math.nan)]),
+    "beauty_score": torch.tensor([0.4, 0.9, math.nan, 0.1]),
+    "identity": torch.tensor([0, 1, -1, 1]),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        (name, task)
+        for name, tasks in specs.DISTILL_LOSSES.items()
+        for task in tasks
+        if task in LABELS and name != "dist"
+    ],
+)
+def test_a_loss_against_a_teacher_is_its_formula_as_a_recipe_names_it(name: str, task: str) -> None:
+    """ "dist" compares samples with each other and has a test of its own, as have the losses between features."""
+    output = output_spec(task, mean_shape=MEAN_SHAPE if task == "landmarks5" else ())
+    scale = 0.1 if task == "landmarks5" else 1.0
+    student, teacher = scale * draw(4, *output.shape), scale * draw(4, *output.shape)
+    moved = torch.tensor(MEAN_SHAPE) if task == "landmarks5" else 0.0
+    labels = LABELS[task]
+    naive = [
+        naive_taught(name, task, s + moved, t + moved, label)
+        for s, t, label in zip(student, teacher, labels, strict=True)
+    ]
+    fast = soft(output, student, teacher, labels=labels, name=name)
+    assert fast.tolist() == pytest.approx(naive, rel=1e-4, abs=1e-6)  # float32 logarithms
+    assert soft(output, student, teacher.roll(1, 0), labels=labels, name=name).tolist() != pytest.approx(
+        naive, rel=1e-3
+    )
+
+
+def test_every_loss_against_a_teacher_has_a_naive_twin() -> None:
+    between_features = {name for name, tasks in specs.DISTILL_LOSSES.items() if tasks == (specs.FEATURES,)}
+    assert between_features == {"attention", "hint", "relational"}  # tests/distill/test_features.py
+    here = {name for name, tasks in specs.DISTILL_LOSSES.items() if set(tasks) & set(LABELS)}
+    assert here | between_features == set(DISTILL_LOSSES)
+
+
 @pytest.mark.parametrize(
     ("task", "labels"),
     [
