@@ -88,6 +88,9 @@ def _inspected(found: Mapping[str, Any]) -> RenderableType:
         if listed["count"]:
             shown = ", ".join(listed["keys"][:3]) + (", …" if listed["count"] > 3 else "")
             lines.append(f"{listed['count']} × {reason}: {shown}")
+    clean = [words for words, key in _SOUND.items() if not found[key]["count"]]
+    if clean:
+        lines.append(f"None {', none '.join(clean)}.")
     rows = [[name, str(task["labelled"]), _details(task)] for name, task in found["tasks"].items()]
     parts: list[RenderableType] = [Text("\n".join(lines)), _words(table(["task", "labelled", "what"], rows))]
     if found["groups"]:
@@ -96,10 +99,14 @@ def _inspected(found: Mapping[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
+# What is said of pictures in which nothing was found, so that silence need not be read as "was not looked at".
+_SOUND = {"is unreadable": "unreadable", "repeats another": "duplicates"}
+
+
 def _people(found: Mapping[str, Any]) -> str:
     samples, named = found["samples"], found["named"]
     if not named:
-        return f"{samples} faces, whose people are not named"
+        return f"{samples} faces, whose people are not named (one may stand in two splits)"
     if named < samples:
         return f"{samples} faces, {named} of them with the person's name"
     return f"{samples} faces of {found['people']} people"

@@ -74,6 +74,13 @@ def test_one_pixel_makes_another_picture_twin(folder: Path) -> None:
     assert inspect(f"folder:{folder}@train", root=folder)["shared_pictures"]["test"]["count"] == 0
 
 
+def test_the_verb_says_what_it_looked_for_and_did_not_find(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "inspect", f"folder:{folder}@test"]) == 0
+    assert "None is unreadable, none repeats another." in capsys.readouterr().out
+    assert main(["data", "inspect", f"folder:{folder}@train"]) == 0
+    assert "None is" not in capsys.readouterr().out, "the twin: there is one of each"
+
+
 def test_inspect_of_clean_pictures_finds_no_fault(folder: Path) -> None:
     found = inspect(f"folder:{folder}@test", root=folder, strict=True)
     assert found["duplicates"]["count"] == found["unreadable"]["count"] == 0
