@@ -1,0 +1,63 @@
+"""What the tests of faults share: one tiny run that nothing disturbed, made in this process."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from benchmarks.kills import RECIPE, TRAINED
+from edgeface.cli.main import main
+from edgeface.files import sha256_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiny:
+    """A tiny recipe and the run that it gives.
+
+    Attributes:
+        recipe: Its file.
+        run: A finished run.
+    """
+
+    recipe: Path
+    run: Path
+
+    def distill(self, out: Path, *words: str) -> list[str]:
+        return ["distill", str(self.recipe), "--out", str(out), *words]
+
+    def same_weights(self, run: Path) -> bool:
+        return weights(run) == weights(self.run)
+
+
+def weights(run: Path) -> dict[str, str]:
+    """Stage to the digest of its weights, of the stages that are there."""
+    paths = {stage: run / stage / "weights.safetensors" for stage in TRAINED}
+    return {stage: sha256_file(path) for stage, path in paths.items() if path.is_file()}
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "tiny.toml").write_text(RECIPE, encoding="utf-8")
+    assert main(["distill", str(folder / "tiny.toml"), "--out", str(folder / "runs" / "tiny")]) == 0
+    return Tiny(recipe=folder / "tiny.toml", run=folder / "runs" / "tiny")
+
+
+@pytest.fixture
+def begun(tiny: Tiny, tmp_path: Path) -> Callable[..., Path]:
+    """Copies of the run, with its first stages alone, where no neighbour has a teacher to share."""
+
+    def copy(*stages: str) -> Path:
+        run = tmp_path / "begun" / "tiny"
+        run.mkdir(parents=True)
+        for name in ("recipe.toml", "faces.json"):
+            shutil.copy(tiny.run / name, run / name)
+        for stage in stages:
+            shutil.copytree(tiny.run / stage, run / stage)
+        return run
+
+    return copy
