@@ -195,10 +195,14 @@ def read_limited(path: Path, *, limit: int) -> bytes:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(found.st_mode):
             raise ValueError("not a plain file")
-        content = stream.read(limit + 1)
+        content = bytearray()
+        # Python sets aside what it is asked to read: a limit of gigabytes must not ask for them.
+        step = min(found.st_size, limit) + 1
+        while len(content) <= limit and (part := stream.read(min(step, limit + 1 - len(content)))):
+            content += part
     if len(content) > limit:
         raise ValueError(f"{max(found.st_size, len(content)):,} bytes, where at most {limit:,} are read")
-    return content
+    return bytes(content)
 
 
 def read_json(path: Path, *, limit: int = limits.MANIFEST_BYTES) -> Any:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -223,19 +224,23 @@ def delegated(path: Path) -> dict[str, tuple[int, int]]:
 
 
 class _InProcess:
-    """An interpreter of this process."""
+    """An interpreter of this process, and the file that it has loaded."""
 
-    def __init__(self, interpreter: Any) -> None:
+    def __init__(self, interpreter: Any, path: Path) -> None:
         self._interpreter = interpreter
-        self.description = describe(interpreter)
+        self._path = path
+        with _blamed(path):
+            self.description = describe(interpreter)
 
     def run(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """See Engine.run."""
-        return run(self._interpreter, self.description, batch)
+        with _blamed(self._path):
+            return run(self._interpreter, self.description, batch)
 
     def prepare(self, sample: NDArray[Any]) -> Callable[[], None]:
         """See Engine.prepare."""
-        self._interpreter.set_tensor(self.description["inputs"][0]["index"], sample)
+        with _blamed(self._path):
+            self._interpreter.set_tensor(self.description["inputs"][0]["index"], sample)
         invoke: Callable[[], None] = self._interpreter.invoke
         return invoke
 
@@ -259,12 +264,12 @@ def open_engine(path: Path, *, runtime: str, threads: int) -> Engine:
 
             return Worker(path, threads=threads)
         case "tensorflow":
-            return _InProcess(_load(_tensorflow(), path, resolver="AUTO", threads=threads))
+            return _InProcess(_load(_tensorflow(), path, resolver="AUTO", threads=threads), path)
         case "tflite-builtin":
             resolver = "BUILTIN_WITHOUT_DEFAULT_DELEGATES"
-            return _InProcess(_load(_litert(), path, resolver=resolver, threads=threads))
+            return _InProcess(_load(_litert(), path, resolver=resolver, threads=threads), path)
         case _:
-            return _InProcess(_load(_litert(), path, resolver="AUTO", threads=threads))
+            return _InProcess(_load(_litert(), path, resolver="AUTO", threads=threads), path)
 
 
 def _litert() -> Any:
@@ -309,17 +314,23 @@ def _import_module(name: str, package: str, *, extra: str) -> Any:
 
 
 def _load(module: Any, path: Path, *, resolver: str, threads: int) -> Any:
+    with _blamed(path), silenced():  # the delegate announces itself on stderr
+        interpreter = module.Interpreter(
+            model_path=str(path),
+            num_threads=threads,
+            experimental_op_resolver_type=getattr(module.OpResolverType, resolver),
+        )
+        interpreter.allocate_tensors()
+    return interpreter
+
+
+@contextmanager
+def _blamed(path: Path) -> Iterator[None]:
+    """What an interpreter raises about a file (names that are no UTF-8, sizes that do not fit) as an error of ours."""
     try:
-        with silenced():  # the delegate announces itself on stderr
-            interpreter = module.Interpreter(
-                model_path=str(path),
-                num_threads=threads,
-                experimental_op_resolver_type=getattr(module.OpResolverType, resolver),
-            )
-            interpreter.allocate_tensors()
+        yield
     except (ValueError, RuntimeError) as error:
         raise ModelError(f"LiteRT cannot run it ({error})", expected="a whole TFLite file", where=str(path)) from error
-    return interpreter
 
 
 def _minimal_spec(path: Path, picture: Any, outputs: Mapping[str, Any]) -> ModelSpec:

@@ -717,11 +717,18 @@ class OnnxRunner:
             raise takes_no_picture(f"{self._kind} {self._shape}", where=str(self.path))
         pictures = standardize(batch, self.spec) if standardized else batch
         names = [output.name for output in self.spec.outputs]
-        rows = [self._session.run(names, {self._name: picture[None]}) for picture in pictures]
+        rows = [self._outputs_of(picture, names) for picture in pictures]
         return {
             output.name: np.asarray([row[place] for row in rows], np.float32).reshape(len(batch), *output.shape)
             for place, output in enumerate(self.spec.outputs)
         }
+
+    def _outputs_of(self, sample: NDArray[Any], names: list[str]) -> list[NDArray[Any]]:
+        try:
+            found: list[NDArray[Any]] = self._session.run(names, {self._name: sample[None]})
+        except Exception as error:  # its exceptions have no common public base
+            raise _cannot_run(error, where=str(self.path)) from error
+        return found
 
     @property
     def operations(self) -> Operations | None:
@@ -735,7 +742,7 @@ class OnnxRunner:
     def answer(self, batch: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         """See FileRunner.answer."""
         names = [port.name for port in self.outputs]
-        rows = [self._session.run(names, {self._name: sample[None]}) for sample in batch]
+        rows = [self._outputs_of(sample, names) for sample in batch]
         return {
             name: np.concatenate([row[place] for row in rows]).astype(np.float32) for place, name in enumerate(names)
         }
@@ -808,12 +815,16 @@ def _session(model: str | bytes, *, threads: int, where: str, optimised: Path | 
         with silenced():
             return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common public base
-        raise ModelError(
-            f"ONNX Runtime cannot run it ({error})",
-            expected="a whole ONNX file",
-            where=where,
-            do="Copy or build it again",
-        ) from error
+        raise _cannot_run(error, where=where) from error
+
+
+def _cannot_run(error: Exception, *, where: str) -> ModelError:
+    return ModelError(
+        f"ONNX Runtime cannot run it ({error})",
+        expected="a whole ONNX file",
+        where=where,
+        do="Copy or build it again",
+    )
 
 
 def _minimal_spec(path: Path, picture: tuple[int, ...], outputs: Mapping[str, tuple[Any, ...]]) -> ModelSpec:

@@ -136,8 +136,9 @@ def verify(folder: Path, *, key: Ed25519PublicKey) -> None:
 
 
 def _check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
-    beside, known = manifest.get(BESIDE), _named(manifest)
-    if not isinstance(beside, dict) or not all(map(is_plain_name, (*beside, *known))):
+    beside, known, golden = manifest.get(BESIDE), _named(manifest), manifest.get("golden", {})
+    whole = isinstance(beside, dict) and isinstance(golden, dict) and all(map(is_plain_name, (*beside, *known)))
+    if not whole or not all(isinstance(entry, dict) for entry in manifest["files"].values()):
         raise ModelError(
             f"the manifest has no {BESIDE!r}",
             expected="the sha256 of every file",
@@ -146,7 +147,6 @@ def _check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
         )
     for name, entry in manifest["files"].items():
         artifacts.check(folder / name, entry)
-    golden = manifest.get("golden", {})
     for name, digest in {**beside, golden.get("file", ""): golden.get("sha256")}.items():
         path = folder / name
         if not path.is_file() or sha256_file(path) != digest:
