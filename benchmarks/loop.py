@@ -1,0 +1,198 @@
+"""Where the training loop spends its time: pictures a second, and the share that passes outside the networks.
+
+    EDGEFACE_DATA=FOLDER python -m benchmarks.loop [RECIPE…] [--steps N] [--threads N] [--note TEXT]
+
+Runs a few steps of each stage of a recipe (teacher, student from labels alone, student under the teacher, QAT) under
+Python's own profiler, after two steps that are not counted. "Network" is the forward and backward pass of the network
+that is trained and the forward pass of its teacher; everything else is outside: making the pictures, losses, optimizer,
+averaging, the loop itself. Validations and checkpoints come between steps, at times of their own, and are not in it.
+The rows are added to benchmarks/results/loop.json, where a row of the same recipe, stage, threads and note is replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import pstats
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeface.config import load_recipe
+from edgeface.files import read_json, write_json
+from edgeface.provenance import commit, cpu, versions
+
+if TYPE_CHECKING:
+    from edgeface.specs import Recipe, TrainSpec
+
+RESULT = Path(__file__).parent / "results" / "loop.json"
+WARM = 2  # steps before the profiler starts: imports, allocations, choice of kernels
+STAGES = ("teacher", "student from labels", "student", "qat")
+NETWORK = ("forward", "backward", "teacher")
+LIMIT = 0.10  # largest share outside the networks that we accept
+
+# Part to the functions whose time it is: end of the file's name, function. A built-in has no file.
+_PARTS = {
+    "pictures": (("edgeface/data/loader.py", "at"),),
+    "forward": (("lightning_fabric/wrappers.py", "forward"),),
+    "teacher": (("distill/objective.py", "_ask_teacher"),),
+    "backward": (("~", "<method 'run_backward' of 'torch._C._EngineBase' objects>"),),
+    "losses": (("distill/objective.py", "losses"),),  # less the teacher, which is asked inside
+    "optimizer": (("lightning_fabric/wrappers.py", "step"), ("lightning_fabric/fabric.py", "clip_gradients")),
+    "average": (("distill/train.py", "update"),),
+}
+_LOOP = ("distill/train.py", "train")
+_BETWEEN = (("distill/train.py", "_save_partial"), ("distill/train.py", "_watch"))
+
+
+def measure(recipe: Recipe, *, steps: int, note: str = "") -> list[dict[str, Any]]:
+    """A row for each stage.
+
+    Args:
+        recipe: A resolved recipe whose sources are there.
+        steps: Profiled steps of each stage.
+        note: What is special about these rows, such as "before".
+    """
+    from distill.stages import train_student, train_teacher, training_data
+    from quantize.stage import train_qat
+
+    data = replace(training_data(recipe), val=())
+    faces = sum(len(part) for part in data.train)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        aside = Path(folder)
+
+        def stages(name: str, brief: Recipe) -> dict[str, Callable[[], Any]]:
+            alone = replace(brief, distill=replace(brief.distill, soft=0.0, losses={}, taps=()))
+            made: dict[str, Any] = {}
+
+            def teacher() -> None:
+                made["teacher"] = train_teacher(brief, data, aside / name / "teacher")
+
+            def from_labels() -> None:
+                train_student(alone, data, aside / name / "alone", teacher=None)
+
+            def student() -> None:
+                made["student"] = train_student(brief, data, aside / name / "student", teacher=made["teacher"])
+
+            def qat() -> None:
+                train_qat(brief, data, aside / name / "qat", student=made["student"], teacher=made["teacher"])
+
+            return dict(zip(STAGES, (teacher, from_labels, student, qat), strict=True))
+
+        warm = stages("warm", _brief(recipe, faces=faces, steps=WARM))
+        timed = stages("timed", _brief(recipe, faces=faces, steps=steps))
+        for stage in STAGES:
+            warm[stage]()
+            spec = {"teacher": recipe.teacher.train, "qat": recipe.qat.train}.get(stage, recipe.student.train)
+            rows.append(
+                {
+                    "recipe": recipe.name,
+                    "stage": stage,
+                    "threads": recipe.threads,
+                    "note": note,
+                    "steps": steps,
+                    "batch": spec.batch,
+                    **_profiled(timed[stage], pictures=steps * spec.batch),
+                }
+            )
+    return rows
+
+
+def _brief(recipe: Recipe, *, faces: int, steps: int) -> Recipe:
+    """The same recipe for so many steps of each stage."""
+
+    def short(train: TrainSpec) -> TrainSpec:
+        return replace(train, epochs=steps / (faces // train.batch), warmup_epochs=0.0, checkpoint_s=1e9)
+
+    return replace(
+        recipe,
+        teacher=replace(recipe.teacher, train=short(recipe.teacher.train)),
+        student=replace(recipe.student, train=short(recipe.student.train)),
+        qat=replace(recipe.qat, train=short(recipe.qat.train), calibration_batches=1),
+    )
+
+
+def _profiled(stage: Callable[[], Any], *, pictures: int) -> dict[str, Any]:
+    profile = cProfile.Profile()
+    before = time.process_time()
+    profile.enable()
+    stage()
+    profile.disable()
+    cpu_s = time.process_time() - before
+    found = pstats.Stats(profile).stats  # type: ignore[attr-defined]
+    seconds = {part: sum(_spent(found, *function) for function in functions) for part, functions in _PARTS.items()}
+    seconds["losses"] -= seconds["teacher"]
+    whole = _spent(found, *_LOOP) - sum(_spent(found, *function) for function in _BETWEEN)
+    seconds["rest"] = whole - sum(seconds.values())
+    network = sum(seconds[part] for part in NETWORK)
+    return {
+        "images_per_s": round(pictures / whole, 1),
+        "images_per_cpu_s": round(pictures / cpu_s, 1),
+        "outside": round(1.0 - network / whole, 4),
+        "shares": {part: round(spent / whole, 4) for part, spent in seconds.items()},
+    }
+
+
+def _spent(found: dict[tuple[str, int, str], tuple[Any, ...]], file: str, name: str) -> float:
+    """Seconds inside a function and what it calls; 0 when it was not called."""
+    return sum(
+        float(timing[3]) for (where, _, called), timing in found.items() if called == name and where.endswith(file)
+    )
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """One line a row; shares in percent."""
+    parts = ("forward", "backward", "teacher", "pictures", "losses", "optimizer", "average", "rest")
+    heads = ("recipe", "stage", "threads", "images/s", "outside, %", *parts)
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for row in rows:
+        name = f"`{row['recipe']}`" + (f" ({row['note']})" if row["note"] else "")
+        cells = [name, row["stage"], str(row["threads"]), f"{row['images_per_s']:.0f}", f"{100 * row['outside']:.1f}"]
+        lines.append("| " + " | ".join([*cells, *(f"{100 * row['shares'][part]:.1f}" for part in parts)]) + " |")
+    return "\n".join(lines)
+
+
+def page(rows: Sequence[dict[str, Any]]) -> str:
+    return f"""# Where the training loop spends its time
+
+`python -m benchmarks.loop RECIPE --threads N`, conditions in the JSON. A few steps of each stage under Python's
+profiler; the columns after "outside" are shares of the loop's time in percent. "Outside" is all but the networks:
+forward and backward of the one that is trained, and its teacher's forward.
+
+{markdown(rows)}
+"""
+
+
+def main() -> None:
+    from distill.stages import resolve, use_threads
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="*", default=["all-tasks-cpu", "mtfl-cpu"], metavar="RECIPE")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--note", default="")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    arguments = parser.parse_args()
+    rows = read_json(arguments.out)["rows"] if arguments.out.is_file() else []
+    for name in arguments.recipes:
+        recipe = resolve(load_recipe(name, overrides=[f"threads={arguments.threads}"]))
+        use_threads(recipe)
+        made = measure(recipe, steps=arguments.steps, note=arguments.note)
+        replaced = [_identity(row) for row in made]
+        rows = [*(row for row in rows if _identity(row) not in replaced), *made]
+        conditions = {"machine": cpu(), "versions": versions(), "commit": commit()}
+        write_json(arguments.out, {"schema": 1, "limit": LIMIT, "rows": rows, "conditions": conditions})
+        arguments.out.with_suffix(".md").write_text(page(rows), encoding="utf-8")
+    print(markdown(rows))
+
+
+def _identity(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[key] for key in ("recipe", "stage", "threads", "note"))
+
+
+if __name__ == "__main__":
+    main()
