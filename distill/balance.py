@@ -102,7 +102,8 @@ class Uncertainty(Balancer):
 
     Source:
         Kendall, Gal and Cipolla, Multi-Task Learning Using Uncertainty, arXiv:1705.07115, section 3.2, written with the
-        logarithm of the variance.
+        logarithm of the variance. 2M BeautyNet (Gan et al., IEEE Access 2020) learns its loss weights by a formula that
+        is not published in any text we found; that it is this one is assumed.
     """
 
     def __init__(self, weights: Mapping[str, float], spec: BalancerSpec, *, features: int) -> None:
@@ -123,7 +124,8 @@ class Uncertainty(Balancer):
 class Learned(Balancer):
     """λ of every task but the first, trained on the weighted sum itself and kept in [floor, 1].
 
-    Its gradient is the task's loss, which is never negative, so that λ can only sink: the floor keeps a task alive.
+    Its gradient is the task's loss, which is never negative, so that λ can only sink: the floor keeps a task alive. On
+    MTFL every λ is there by step 168 of 2,800 (benchmarks/results/task_weights.md); a lower `rate` takes longer.
 
     Source:
         Zhang et al., Facial Landmark Detection by Deep Multi-task Learning, ECCV 2014, eq. 3. That λ is learned is

@@ -1,7 +1,10 @@
 """Task-wise early stopping: an auxiliary task that has begun to overfit no longer takes part.
 
 Source:
-    Zhang et al., Facial Landmark Detection by Deep Multi-task Learning, ECCV 2014, eq. 5.
+    Zhang et al., Facial Landmark Detection by Deep Multi-task Learning, ECCV 2014, eq. 5. The window, the threshold and
+    how often it is looked at are not published: they are the recipe's. Stopping all auxiliary tasks together, and then
+    finetuning landmarks with weight decay 0, is a published re-implementation's; that it looks at the mean of the
+    tasks' criteria is ours.
 """
 
 from __future__ import annotations

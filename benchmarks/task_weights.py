@@ -1,0 +1,141 @@
+"""How the weights of tasks move while a balancer learns them: the λ of TCDCN, and others.
+
+    python -m benchmarks.task_weights "learned λ=runs/tables/balancer-learned-0/teacher" \\
+        [--out benchmarks/results/task_weights.json]
+
+Reads the `TASK.weight` columns that a training's curve.csv has under a balancer; the first point is the weights of the
+recipe, where all of these balancers begin. A training is validated ten times, and oftener under
+
+    edgeface distill balancer-learned --until teacher --set teacher.stopping.mode=all \\
+        --set teacher.stopping.threshold=1e9 --set teacher.stopping.validations=100
+
+which never stops a task: its weights are those of the training without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgeface.checkpoint import load_checkpoint
+from edgeface.config import load_recipe
+from edgeface.files import write_bytes, write_json
+from edgeface.provenance import commit, cpu, versions
+from edgeface.specs import Recipe
+
+CURVE, RECIPE, _ENDING = "curve.csv", "recipe.toml", ".weight"
+
+
+def paths_of(curve: str, recipe: Recipe) -> dict[str, list[tuple[int, float]]]:
+    """Task to its (step, weight), from the recipe's own at step 0 on.
+
+    Args:
+        curve: Text of a curve.csv.
+        recipe: What was trained.
+
+    Raises:
+        ValueError: The training had no balancer, and its curve no weights.
+    """
+    rows = list(csv.DictReader(curve.splitlines()))
+    tasks = [task for task in recipe.tasks if rows and f"{task}{_ENDING}" in rows[0]]
+    if not tasks:
+        raise ValueError("no column TASK.weight: this training had no balancer")
+    return {
+        task: [
+            (0, float(recipe.tasks[task])),
+            *((int(row["step"]), float(row[f"{task}{_ENDING}"])) for row in rows),
+        ]
+        for task in tasks
+    }
+
+
+def measure(name: str, folder: Path) -> dict[str, Any]:
+    """The weights of one training."""
+    recipe = load_recipe(str(folder / RECIPE))
+    balancer = recipe.teacher.balancer
+    return {
+        "name": name,
+        "recipe": recipe.name,
+        "balancer": balancer.name,
+        "floor": balancer.floor,
+        "seed": recipe.seed,
+        "checkpoint": load_checkpoint(folder).sha256,
+        "tasks": list(recipe.tasks),
+        "weights": paths_of((folder / CURVE).read_text(encoding="utf-8"), recipe),
+    }
+
+
+def picture(trainings: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """A panel for each training: weight, on a logarithmic scale, by step."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    size = (5.5 * len(trainings), 3.8)
+    figure, panels = plt.subplots(1, len(trainings), figsize=size, squeeze=False, constrained_layout=True)
+    for axes, training in zip(panels[0], trainings, strict=True):
+        for task in training["tasks"]:
+            axes.plot(*zip(*training["weights"][task], strict=True), label=task)
+        axes.set_yscale("log")
+        axes.set_xlabel("step")
+        axes.set_ylabel("weight of the task")
+        axes.set_title(training["name"])
+        axes.legend(frameon=False)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The tables of a result."""
+    lines = ["# How learned weights of tasks move", "", *ABOUT.splitlines(), ""]
+    lines += [f"![Weights by step]({result['picture']})", ""]
+    for training in result["trainings"]:
+        paths = {task: training["weights"][task] for task in training["tasks"]}
+        steps = [step for step, _ in next(iter(paths.values()))]
+        shown = sorted({0, 1, 2, 3, 5, 10, len(steps) // 4, len(steps) // 2, len(steps) - 1} & set(range(len(steps))))
+        lines += [
+            f"## {training['name']}: `{training['recipe']}`, seed {training['seed']}",
+            "",
+            f"| step | {' | '.join(paths)} |",
+            "|---:|" + "---:|" * len(paths),
+            *(
+                f"| {steps[place]} | " + " | ".join(f"{points[place][1]:.4g}" for points in paths.values()) + " |"
+                for place in shown
+            ),
+            "",
+        ]
+    return "\n".join([*lines, f"`{result['command']}`, commit {result['commit']}.", ""])
+
+
+ABOUT = """\
+Zhang et al. (ECCV 2014) learn λ, the weight of each auxiliary task, by gradient descent on the weighted sum, and do not
+say what keeps it positive. Its gradient is the task's loss, which is never negative, so λ can only fall; here it is
+projected into [0.001, 1] after each step, and the main task keeps its weight of 1."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("trainings", nargs="+", metavar="NAME=CHECKPOINT")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/task_weights.json"))
+    asked = parser.parse_args(arguments)
+    named = [text.partition("=") for text in asked.trainings]
+    drawn = asked.out.with_suffix(".png")
+    result = {
+        "command": " ".join(["python -m benchmarks.task_weights", *(f'"{text}"' for text in asked.trainings)]),
+        "commit": commit(),
+        "picture": drawn.name,
+        "trainings": [measure(name, Path(folder)) for name, _, folder in named],
+        "conditions": {"machine": cpu(), "versions": versions()},
+    }
+    picture(result["trainings"], drawn)
+    write_json(asked.out, result)
+    write_bytes(asked.out.with_suffix(".md"), markdown(result).encode())
+    print(markdown(result))
+
+
+if __name__ == "__main__":
+    main()
