@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-_SOURCE = "CORPUS[:PATH][@SPLIT], synthetic:N[@SPLIT] or folder:PATH[@SPLIT]"
+_SOURCE = "CORPUS[:PATH][@SPLIT], synthetic:N[@SPLIT], folder:PATH[@SPLIT] or webdataset:PATH[@SPLIT]"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +29,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pack.add_argument(
         "--margin", type=float, default=1.3, help="side of the crops over the nominal crop (default %(default)s)"
     )
+    pack.add_argument(
+        "--shards", metavar="DIR", type=Path, help="write tar shards for streaming into this folder, not to the cache"
+    )
+    pack.add_argument(
+        "--shard-size", metavar="N", type=int, default=4096, help="samples of a shard (default %(default)s)"
+    )
+    pack.add_argument("--n", metavar="N", type=int, default=0, help="take the first N samples only")
+    pack.add_argument(
+        "--image",
+        choices=("png", "jpg", "ppm"),
+        default="png",
+        help="pictures in shards: png and ppm keep every pixel, ppm is not compressed (default %(default)s)",
+    )
+    pack.add_argument("--workers", metavar="N", type=int, default=0, help="packing processes; 0 takes a core each")
     for action in (inspect, pack):
         action.add_argument(
             "--root", default="", help="folder that holds the corpora; else $EDGEFACE_DATA, else ./data"
@@ -157,6 +171,14 @@ def _pack(arguments: argparse.Namespace) -> Result:
         raise UsageError(f"--px {arguments.px}", expected="8 to 1024 pixels", where="edgeface data pack")
     if not 0.2 <= arguments.margin <= 3.0:
         raise UsageError(f"--margin {arguments.margin:g}", expected="0.2 to 3", where="edgeface data pack")
+    if arguments.shards is not None:
+        return _pack_shards(arguments)
+    for name, plain in (("shard_size", 4096), ("n", 0), ("image", "png"), ("workers", 0)):
+        if getattr(arguments, name) != plain:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"{option} alone", expected="--shards DIR with it", where="edgeface data pack", do="Add it"
+            )
     corpus = open_source(arguments.source, root=data_root(arguments.root), strict=arguments.strict)
     with progress() as bar:
         task = bar.add_task("packing", total=len(corpus), note="")
@@ -184,6 +206,64 @@ def _pack(arguments: argparse.Namespace) -> Result:
     for reason, keys in packed.skipped.items():
         shown = ", ".join(keys[:5]) + (", …" if len(keys) > 5 else "")
         lines.append(f"{len(keys)} × {reason}: {shown}")
+    return Result(payload=payload, text="\n".join(lines))
+
+
+def _pack_shards(arguments: argparse.Namespace) -> Result:
+    import os
+
+    from edgeface.cli.console import progress
+    from edgeface.data.shard_writer import Plan, pack_shards
+    from edgeface.data.shards import index_file
+    from edgeface.data.sources import data_root
+    from edgeface.errors import UsageError
+
+    if arguments.out is not None:
+        raise UsageError("OUT and --shards", expected="one of them", where="edgeface data pack", do="Drop one")
+    plan = Plan(
+        source=arguments.source,
+        root=data_root(arguments.root),
+        px=arguments.px,
+        margin=arguments.margin,
+        shard_size=arguments.shard_size,
+        count=arguments.n,
+        encoding=arguments.image,
+        strict=arguments.strict,
+    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with progress() as bar:
+        task = bar.add_task("packing", total=None, note="")
+        shards = pack_shards(
+            plan,
+            arguments.shards,
+            workers=arguments.workers or cores,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    size = sum(shard.size_bytes for shard in shards.shards)
+    at = f"@{shards.split}" if shards.split else ""
+    payload = {
+        "schema": 1,
+        "source": arguments.source,
+        "folder": str(arguments.shards),
+        "read_as": f"webdataset:{arguments.shards}{at}",
+        "index": str(index_file(arguments.shards, shards.split)),
+        "samples": len(shards),
+        "shards": len(shards.shards),
+        "bytes": size,
+        "px": shards.px,
+        "margin": shards.margin,
+        "skipped": {reason: {"count": count, "keys": list(keys)} for reason, (count, keys) in shards.skipped.items()},
+        "licence": shards.licence,
+        "research_only": shards.research_only,
+        "content_hash": shards.content_hash,
+    }
+    lines = [
+        f"{len(shards)} faces of {arguments.source} at {shards.px} px, margin {shards.margin:g}: "
+        f"{len(shards.shards)} shards, {size / 1e6:.1f} MB",
+        f"Read them as webdataset:{arguments.shards}{at}",
+    ]
+    for reason, (count, keys) in shards.skipped.items():
+        lines.append(f"{count} × {reason}: {', '.join(keys[:5])}{', …' if count > 5 else ''}")
     return Result(payload=payload, text="\n".join(lines))
 
 

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         metavar="SOURCE",
-        help="labelled faces: CORPUS[:PATH][@SPLIT], synthetic:N[@SPLIT] or folder:PATH",
+        help="labelled faces: CORPUS[:PATH][@SPLIT], synthetic:N[@SPLIT], folder:PATH or webdataset:PATH",
     )
     parser.add_argument("--runtime", choices=RUNTIMES, metavar="R", help=f"one of {', '.join(RUNTIMES)}")
     parser.add_argument("--precision", metavar="P", help="which file of a bundle; default: w8a8")
@@ -45,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--answers",
         type=Path,
         metavar="DIR",
-        help="also keep the raw answers, by face, for a recipe's teacher.frozen; one folder a source",
+        help="also keep the raw answers, by face, for a recipe's teacher.frozen; one folder a source. Of shards "
+        "(webdataset:PATH) only that: as fp16, resumable, shared by the processes that torchrun starts",
     )
     parser.add_argument("--strict", action="store_true", help="stop at the first sample that cannot be read")
 
@@ -70,6 +71,8 @@ def run(arguments: argparse.Namespace) -> Result:
         opened[arguments.teacher] = open_to_score(
             Path(arguments.teacher), threads=arguments.threads, device=arguments.device
         )
+    if arguments.answers and arguments.data.startswith("webdataset:"):
+        return _answer_shards(arguments, opened[arguments.model])
     packs: dict[int, Pack] = {}
     for runner in opened.values():
         if runner.spec.input_px not in packs:
@@ -83,6 +86,60 @@ def run(arguments: argparse.Namespace) -> Result:
     if arguments.pairs:
         result = verified(result, pairs=arguments.pairs)
     return Result(payload=result.as_json(), text=render(result, teacher=arguments.teacher or ""))
+
+
+def _answer_shards(arguments: argparse.Namespace, runner: Runner) -> Result:
+    """Ask a model about every sample of a set of shards, this process's share of them; nothing is scored."""
+    import os
+
+    from distill.streaming import store_answers
+    from edgeface.cli.console import progress
+    from edgeface.cli.supervision import terms_of
+    from edgeface.data.stream import open_stream
+    from edgeface.errors import UsageError
+    from edgeface.files import sha256_file, sha256_json
+
+    for name in ("teacher", "pairs"):
+        if getattr(arguments, name):
+            raise UsageError(
+                f"--{name} with --answers of shards", expected="--answers alone", where="edgeface eval", do="Drop one"
+            )
+    stream = open_stream(arguments.data, px=runner.spec.input_px, margin=1.0)
+    assert stream is not None, "the source is one of shards"
+    path = Path(arguments.model)
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    rank, world = (int(os.environ.get(name, plain)) for name, plain in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    licences, research_only = terms_of(path)
+    with progress() as bar:
+        task = bar.add_task(f"asking {arguments.model}", total=None, note="")
+        stored = store_answers(
+            runner,
+            stream,
+            arguments.answers,
+            made_from=sha256_json([runner.runtime, runner.precision, *map(sha256_file, files)]),
+            licences=licences,
+            research_only=research_only,
+            rank=rank,
+            world=world,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    shards = stream.shards.shards
+    payload = {
+        "schema": 1,
+        "model": arguments.model,
+        "runtime": runner.runtime,
+        "precision": runner.precision,
+        "data": arguments.data,
+        "answers": str(arguments.answers),
+        "samples": len(stream),
+        "own_samples": sum(shard.samples for shard in shards[rank::world]),
+        "rank": rank,
+        "world": world,
+        "complete": stored is not None,
+    }
+    left = "" if stored is not None else "; other processes still owe some"
+    text = f"{payload['own_samples']} of {len(stream)} faces of {arguments.data} answered in {arguments.answers}{left}"
+    return Result(payload=payload, text=text)
 
 
 def _keep(result: Evaluation, pack: Pack, folder: Path) -> None:

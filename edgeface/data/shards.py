@@ -496,6 +496,8 @@ def survey(path: Path, *, class_task: str = "") -> Shards:
 
 
 def _summary(task: Task, values: NDArray[Any], crops: NDArray[np.float64]) -> Summary:
+    if not len(values):
+        return Summary()
     known = is_labelled(task, values)
     labelled = int(known.sum())
     if not labelled:
