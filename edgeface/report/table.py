@@ -34,6 +34,7 @@ _SHOWN: dict[str, tuple[str, float, int, str]] = {
     "cosine": ("cosine to teacher", 1.0, 3, ""),
     "verification_accuracy": ("verification", 100.0, 2, "%"),
     "verification_sd": ("deviation over folds", 100.0, 2, "%"),
+    "roc_area": ("area under the ROC", 1.0, 4, ""),
     "tar_at_far_0.1": ("accepted at FAR 10 %", 100.0, 2, "%"),
     "tar_at_far_0.01": ("accepted at FAR 1 %", 100.0, 2, "%"),
     "tar_at_far_0.001": ("accepted at FAR 0.1 %", 100.0, 2, "%"),

@@ -25,6 +25,7 @@ from edgeface.report.table import shown, title
 from edgeface.specs import ModelSpec, output_spec
 from edgeface.verification import (
     Pairs,
+    area_under,
     best_threshold,
     draw_pairs,
     pair_scores,
@@ -184,6 +185,15 @@ def test_tar_at_far_is_the_best_naive_threshold_that_keeps_the_rate(far: float) 
     assert found != max(tar for false, tar in rates if false <= far + 0.2)
 
 
+def test_the_area_is_how_often_a_same_pair_comes_before_a_different_one() -> None:
+    scores, pairs = drawn(4, folds=3)  # some of them tie
+    both = [(a, b) for a in scores[pairs.same].tolist() for b in scores[~pairs.same].tolist()]
+    naive = sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in both) / len(both)
+    assert area_under(roc(scores, pairs.same)) == pytest.approx(naive)
+    assert area_under(roc(-scores, pairs.same)) == pytest.approx(1.0 - naive)  # the twin: the other way round
+    assert naive > 0.6
+
+
 def test_scores_are_cosines_of_the_two_pictures(tmp_path: Path) -> None:
     pairs = read_pairs(written(tmp_path, TWO_FOLDS))
     keys = sorted({*pairs.first, *pairs.second})
@@ -206,7 +216,7 @@ def test_faces_apart_are_told_apart_and_rates_that_cannot_be_measured_are_absent
     names = sorted({key.split("/")[0] for key in keys})
     embeddings = np.eye(len(names))[[names.index(key.split("/")[0]) for key in keys]]
     perfect = score_pairs(embeddings, keys, pairs)
-    assert perfect == {"n": 8, "verification_accuracy": 1.0, "verification_sd": 0.0}
+    assert perfect == {"n": 8, "verification_accuracy": 1.0, "verification_sd": 0.0, "roc_area": 1.0}
     scores = score_pairs(np.random.default_rng(0).normal(size=(len(keys), 8)), keys, pairs)
     assert scores["verification_accuracy"] < 1.0  # the twin
 
@@ -219,7 +229,8 @@ def test_a_rate_is_measured_only_where_one_false_accept_is_not_above_it() -> Non
     embeddings = np.concatenate([np.tile([1.0, 0.0], (count, 1)), np.stack([np.cos(angles), np.sin(angles)], axis=1)])
     named = Pairs(first=tuple(keys[:count]), second=tuple(keys[count:]), same=pairs.same, fold=pairs.fold)
     found = score_pairs(embeddings, keys, named)  # 100 different pairs
-    assert set(found) == {"n", "verification_accuracy", "verification_sd", "tar_at_far_0.1", "tar_at_far_0.01"}
+    rates = {"tar_at_far_0.1", "tar_at_far_0.01"}
+    assert set(found) == {"n", "verification_accuracy", "verification_sd", "roc_area", *rates}
     # Cosines are the drawn scores but for rounding, which no threshold half-way between two of them notices.
     curve = roc(scores, pairs.same)
     assert found["verification_accuracy"] == verify(scores, pairs).accuracy
@@ -405,7 +416,7 @@ def test_every_figure_of_the_protocol_can_be_printed() -> None:
     keys = [f"{side}{place}" for side in "ab" for place in range(len(scores))]
     named = dataclasses.replace(pairs, first=tuple(keys[: len(scores)]), second=tuple(keys[len(scores) :]))
     found = score_pairs(np.random.default_rng(0).normal(size=(len(keys), 4)), keys, named)
-    assert len(found) == 6
+    assert len(found) == 7
     assert all(title(key) and shown(key, value) for key, value in found.items() if key != "n")
     with pytest.raises(KeyError):
         title("tar_at_far_0.5")  # the twin
