@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -88,6 +89,8 @@ def _join() -> None:
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]
     from torch.distributed.rendezvous import rendezvous
 
+    # The trunk's 1×1 convolutions have two layouts that are the same bytes; torch takes them for different ones.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     store, number, world = next(iter(rendezvous("env://", timeout=TIMEOUT)))
     _Meeting.store = PrefixStore("edgeface", store)
     backend = "gloo"
@@ -331,10 +334,11 @@ def add_not_average(model: nn.Module) -> None:
     """Have the DistributedDataParallel in a model add gradients up, where it would average them."""
     for module in model.modules():
         if isinstance(module, nn.parallel.DistributedDataParallel):
-            module.register_comm_hook(None, _sum_gradients)
+            # A lambda, since torch reads the annotations of a hook and knows no strings there.
+            module.register_comm_hook(None, lambda state, bucket: _summed(bucket))
 
 
-def _sum_gradients(state: object, bucket: Any) -> torch.futures.Future[Tensor]:
+def _summed(bucket: Any) -> torch.futures.Future[Tensor]:
     summed = dist.all_reduce(bucket.buffer(), async_op=True)
     assert summed is not None
     return summed.get_future().then(lambda future: future.value()[0])  # type: ignore[no-any-return]

@@ -247,7 +247,7 @@ def _fabric(spec: TrainSpec) -> Fabric:
         return Fabric(accelerator="auto", devices=1, precision=precision)
     here = ranks.local_count()
     # Statistics are the same everywhere already (ranks.share_batch_norms): there is nothing to broadcast.
-    strategy = DDPStrategy(cluster_environment=TorchElasticEnvironment(), broadcast_buffers=False)
+    strategy = DDPStrategy(cluster_environment=TorchElasticEnvironment(), forward_sync_buffers=False)
     fabric = Fabric(
         accelerator="auto", devices=here, num_nodes=ranks.count() // here, strategy=strategy, precision=precision
     )
@@ -428,7 +428,10 @@ def train(
                 now = time.monotonic()
                 watched: Mapping[str, float] = {}
                 if watch is not None and (done * watches // steps > (done - 1) * watches // steps):
-                    watched = _watch(network, watch, average=average)
+                    try:
+                        watched = _watch(network, watch, average=average)
+                    except ModelError as error:  # the weights are still numbers, and the answers are none any more
+                        raise diverged(error.found, step=done, ids=None, partial=partial) from error
                     if balancing is not None:
                         watched = {**watched, **balancing.validated(watched)}
                 if watched or now - last_report > 1.0 or done == steps:

@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 PIPE_COLUMNS = 140  # width for pipes and files, where rich would fall back to 80 and cut table cells
 
 
+_hushed = False
+
+
+def hush() -> None:
+    """Say nothing but errors from here on: another process of this run speaks."""
+    global _hushed
+    _hushed = True
+
+
 def stdout_console() -> Console:
     return _console(stderr=False)
 
@@ -29,9 +38,9 @@ def stderr_console() -> Console:
 def _console(*, stderr: bool) -> Console:
     from rich.console import Console
 
-    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False, quiet=_hushed)
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=PIPE_COLUMNS)
+        return Console(stderr=stderr, highlight=False, markup=False, emoji=False, quiet=_hushed, width=PIPE_COLUMNS)
     return console
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,19 +32,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> Result:
+    with _among_processes() as leads:
+        result = _run(arguments)
+    if not leads:
+        raise SystemExit(result.exit_code)  # what there is to print, the leader prints
+    return result
+
+
+@contextmanager
+def _among_processes() -> Iterator[bool]:
+    """Be one of the processes of a launcher such as torchrun; yields whether this is the one that speaks."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield True
+        return
+    from distill import ranks
+    from edgeface.cli.console import hush
+
+    with ranks.session():
+        leads = ranks.leads()
+        if not leads:
+            hush()
+        yield leads
+
+
+def _run(arguments: argparse.Namespace) -> Result:
     from edgeface.config import load_recipe
-    from edgeface.runs import choose_run
 
     recipe = load_recipe(arguments.recipe, overrides=arguments.set)
     if not recipe.students:
-        folder = choose_run(recipe.name, out=arguments.out, resume=arguments.resume)
+        folder = _chosen(recipe.name, out=arguments.out, resume=arguments.resume)
         with _told_how_to_go_on(arguments, out=folder):
             return distill(recipe, folder, until=arguments.until, strict=arguments.strict)
     out: Path | None = arguments.out
     chosen = [
         (
             own,
-            choose_run(
+            _chosen(
                 own.name,
                 out=None if out is None else out.with_name(f"{out.name}-{own.student.network.backbone}"),
                 resume=arguments.resume,
@@ -55,6 +79,13 @@ def run(arguments: argparse.Namespace) -> Result:
         return _together([distill(own, run, until=arguments.until, strict=arguments.strict) for own, run in chosen])
 
 
+def _chosen(name: str, *, out: Path | None, resume: bool) -> Path:
+    from distill import ranks
+    from edgeface.runs import choose_run
+
+    return Path(ranks.decided(lambda: str(choose_run(name, out=out, resume=resume))))
+
+
 @contextmanager
 def _told_how_to_go_on(arguments: argparse.Namespace, *, out: Path | None) -> Iterator[None]:
     """Have Ctrl-C, whenever it comes, answered with the command that goes on."""
@@ -63,7 +94,7 @@ def _told_how_to_go_on(arguments: argparse.Namespace, *, out: Path | None) -> It
     try:
         yield
     except (InterruptedRun, KeyboardInterrupt) as error:
-        words = ["edgeface", "distill", arguments.recipe]
+        words = [*_launcher(), "edgeface", "distill", arguments.recipe]
         words += [word for change in arguments.set for word in ("--set", change)]
         words += [] if out is None else ["--out", str(out)]
         words += [] if arguments.until is None else ["--until", arguments.until]
@@ -73,6 +104,17 @@ def _told_how_to_go_on(arguments: argparse.Namespace, *, out: Path | None) -> It
             where=error.where if isinstance(error, InterruptedRun) else str(out or ""),
             do=f"To go on, type: {shlex.join([*words, '--resume'])}",
         ) from error
+
+
+def _launcher() -> list[str]:
+    """What stands before the command where several processes run it."""
+    from distill import ranks
+
+    if ranks.count() == 1:
+        return []
+    machines = ranks.count() // ranks.local_count()
+    several = ["--nnodes", str(machines)] if machines > 1 else []
+    return ["torchrun", *several, "--nproc_per_node", str(ranks.local_count()), "-m"]
 
 
 def expand(recipe: Recipe) -> list[Recipe]:
@@ -105,12 +147,15 @@ def _together(results: Sequence[Result]) -> Result:
 def distill(recipe: Recipe, folder: Path, *, until: str | None = None, strict: bool = False) -> Result:
     """Run a recipe's stages in a run folder; finished ones are not repeated.
 
+    Of several processes (distill.ranks), which must see the same folder, the first writes, and all train.
+
     Args:
         recipe: As loaded; automatic values are resolved here.
         folder: The run.
         until: Last stage to run, or None for all.
         strict: Whether a sample that cannot be read is an error.
     """
+    from distill import ranks
     from distill.stages import resolve, train_student, training_data
     from edgeface.cli.supervision import supervision
     from edgeface.config import dump_recipe
@@ -118,10 +163,12 @@ def distill(recipe: Recipe, folder: Path, *, until: str | None = None, strict: b
     from quantize.stage import train_qat
 
     recipe = resolve(recipe)
-    with hold_run(folder), stage_bars() as bars:
+    ranks.require_same("the recipe", dump_recipe(recipe), where="recipe, or threads = 0 on machines that differ")
+    with hold_run(folder) if ranks.leads() else nullcontext(), stage_bars() as bars:
         packed = bars.packing()
-        data = training_data(recipe, strict=strict, progress=packed)
-        begin(folder, dump_recipe(recipe), faces=data.faces)
+        data = ranks.in_turn(lambda: training_data(recipe, strict=strict, progress=packed))
+        ranks.require_same("the training data", data.content_hash, where="data.train")
+        ranks.after_leader(lambda: begin(folder, dump_recipe(recipe), faces=data.faces))
         _tell_skipped(data)
         stages: dict[str, Checkpoint] = {}
         guide = supervision(recipe, data, folder, until=until, bars=bars)
@@ -146,18 +193,21 @@ def distill(recipe: Recipe, folder: Path, *, until: str | None = None, strict: b
                     answers=guide.answers,
                     report=bars.stage("qat", recipe.student.network.backbone),
                 )
-                mark_latest(folder)
+                ranks.after_leader(lambda: mark_latest(folder), others=lambda: None)
     if not stages:  # a frozen teacher of which only answers are kept
         following = f"edgeface distill {folder}/recipe.toml --out {folder} --resume"
         return Result(payload={"schema": 1, "run": str(folder), "stages": {}}, text=f"next: {following}")
     grown = recipe.teacher.forest.tasks and "teacher" in stages
-    return stage_result(
-        recipe,
-        data,
-        stages,
-        run=str(folder),
-        build=folder if "qat" in stages else None,
-        forest=folder / "forest" if grown else None,
+    return ranks.after_leader(
+        lambda: stage_result(
+            recipe,
+            data,
+            stages,
+            run=str(folder),
+            build=folder if "qat" in stages else None,
+            forest=folder / "forest" if grown else None,
+        ),
+        others=lambda: Result(payload={"schema": 1, "run": str(folder)}, text=""),
     )
 
 

@@ -38,6 +38,7 @@ def supervision(recipe: Recipe, data: TrainingData, folder: Path, *, until: str 
     Raises:
         ConfigError: What teacher.frozen names cannot teach this recipe.
     """
+    from distill import ranks
     from distill.forest import forest_key, grow_forests
     from distill.stages import teacher_key, train_teacher
     from edgeface.cli.console import note
@@ -47,11 +48,11 @@ def supervision(recipe: Recipe, data: TrainingData, folder: Path, *, until: str 
         return Supervision()
 
     def shared(stage: str, key: str) -> None:
-        if share_stage(folder, stage, key):
+        if ranks.after_leader(lambda: share_stage(folder, stage, key), others=lambda: False):
             note(f"{stage}: the same one is already there; linked from {(folder / stage).readlink()}")
 
     if recipe.teacher.frozen:
-        guide = _frozen(recipe, data, folder)
+        guide = ranks.after_leader(lambda: _frozen(recipe, data, folder))
         note(f"teacher: {recipe.teacher.frozen} is frozen; nothing to train")
     else:
         shared("teacher", teacher_key(recipe, data))
@@ -67,7 +68,10 @@ def supervision(recipe: Recipe, data: TrainingData, folder: Path, *, until: str 
             do="Take it out",
         )
     shared("forest", forest_key(recipe, data, guide.teacher))
-    answers = grow_forests(recipe, data, folder / "forest", teacher=guide.teacher, progress=bars.packing())
+    teacher = guide.teacher
+    answers = ranks.after_leader(
+        lambda: grow_forests(recipe, data, folder / "forest", teacher=teacher, progress=bars.packing())
+    )
     return replace(guide, answers=answers if recipe.distill.classifier == "forest" else None)
 
 
