@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.cascade import markdown
+from benchmarks.cascade import markdown, relations
 
 RESULT = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "cascade.json"
 
@@ -24,6 +24,15 @@ def test_the_table_is_that_of_the_figures(result: dict[str, Any]) -> None:
     assert markdown(result) == written
     result["tables"][0]["rows"][1]["nme_percent"] += 0.1
     assert markdown(result) != written
+
+
+def test_a_relation_holds_where_the_network_start_ends_lower_and_says_why_where_it_does_not() -> None:
+    rows = {"mean shape": 20.0, "cascade from it": 7.0, "a": 6.0, "cascade for a": 5.0, "b": 11.0, "cascade for b": 8.0}
+    part = {"networks": {"a": "", "b": ""}, "rows": [{"row": n, "nme_percent": e} for n, e in rows.items()]}
+    held, other = relations(part)
+    assert (held["network"], held["held"], held["difference"], held["reason"]) == ("a", True, -2.0, "")
+    assert (other["network"], other["held"], other["difference"]) == ("b", False, 1.0)
+    assert "11.00 %, is above" in other["reason"]
 
 
 def test_every_network_is_compared_from_its_own_start(result: dict[str, Any]) -> None:
