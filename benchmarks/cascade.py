@@ -198,8 +198,7 @@ def relations(part: Mapping[str, Any]) -> list[dict[str, Any]]:
         if not held and errors[network] > errors["cascade from it"]:
             reason = (
                 f"the network's own error, {errors[network]:.2f} %, is above what the cascade reaches without it, "
-                f"{errors['cascade from it']:.2f} %: it was trained for minutes, and starts no nearer than the cascade's "
-                "first stages come by themselves"
+                f"{errors['cascade from it']:.2f} %: it was trained for minutes only"
             )
         found.append({"network": network, "difference": difference, "held": held, "reason": reason})
     return found
