@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.config import to_plain
-from edgeface.errors import MissingToolError, ModelError, UnsupportedError
+from edgeface.errors import MissingToolError, ModelError, OutputError, UnsupportedError
 from edgeface.evaluate import Outputs
 from edgeface.files import write_bytes
 from edgeface.precision import check
@@ -815,6 +815,14 @@ def _session(model: str | bytes, *, threads: int, where: str, optimised: Path | 
         with silenced():
             return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common public base
+        if optimised is not None:
+            _session(model, threads=threads, where=where)  # raises where the file is at fault, and not the folder
+            raise OutputError(
+                f"cannot write what ONNX Runtime makes of the file ({error})",
+                expected="a folder for temporary files with room",
+                where=str(optimised.parent),
+                do="Free some room there, or set TMPDIR to another folder",
+            ) from error
         raise _cannot_run(error, where=where) from error
 
 

@@ -17,7 +17,8 @@ import edgeface.data.pack
 import targets.bundle
 from edgeface.cli.main import main
 from edgeface.files import read_json
-from tests.reliability.conftest import Tiny, weights
+
+from .tiny import Tiny, weights
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,8 @@ import pytest
 from edgeface.cli.main import main
 from edgeface.errors import OutputError, UsageError
 from edgeface.runs import begin, choose_run, hold_folder, hold_run
-from tests.reliability.conftest import Tiny
+
+from .tiny import Tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 BEGUN = r"begun \d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4}"
