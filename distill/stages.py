@@ -143,8 +143,12 @@ def resolve(recipe: Recipe) -> Recipe:
 
     if recipe.threads:
         return recipe
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return replace(recipe, threads=cores)
+    return replace(recipe, threads=usable_cores())
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def training_data(
@@ -260,7 +264,18 @@ def batches_for(
         answers=rows_for(answers, packs, model, names=recipe.teacher.map) if told else None,  # type: ignore[arg-type]
         rank=ranks.rank(),
         world=ranks.count(),
+        threads=spare_threads(recipe.threads),
     )
+
+
+def spare_threads(busy: int) -> int:
+    """Threads that may make batches ahead: up to 4 cores that the networks leave of each process's share.
+
+    Args:
+        busy: Threads that a process computes its networks with; with a GPU, one only drives it.
+    """
+    taken = 1 if torch.cuda.is_available() else busy
+    return max(0, min(4, usable_cores() // ranks.count() - taken))
 
 
 def rendered_px(model: ModelSpec, teacher: Checkpoint | None) -> int:

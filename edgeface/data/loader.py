@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edgeface.data.ahead import ahead
 from edgeface.data.augment import augment, hash64, move_answers
 from edgeface.data.corpus import unlabelled
 from edgeface.data.geometry import require_mirror
@@ -79,6 +81,8 @@ class Batches:
             else raw outputs. They move with the crops as labels do.
         rank: Which process this is, 0 to `world` - 1. It is handed its consecutive share of each batch.
         world: Processes that share each batch of `batch` samples.
+        threads: Threads that make the next batches while the network is busy with this one; 0 makes each when it is
+            asked for. Batches are the same.
 
     Raises:
         ConfigError: Packs of different size or margin, fewer samples than one batch, a batch that `world` does not
@@ -100,6 +104,7 @@ class Batches:
         answers: Mapping[str, Tensor] | None = None,
         rank: int = 0,
         world: int = 1,
+        threads: int = 0,
     ) -> None:
         shapes = {(pack.px, pack.margin) for pack in packs}
         if len(shapes) != 1:
@@ -114,6 +119,7 @@ class Batches:
         self._answers = dict(answers or {})
         self._augment, self._input_px, self._batch, self._seed = augment, input_px, batch, seed
         self._share = share_of_batch(batch, rank=rank, world=world)
+        self._threads = threads
         if self._count < batch:
             raise ConfigError(
                 f"{self._count} samples", expected=f"at least one batch of {batch}", where="train.batch", do="Lower it"
@@ -180,8 +186,8 @@ class Batches:
     def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[Batch]:
         """This process's share of the batches of an epoch, from a step on."""
         order = self.order(epoch)
-        for step in range(start_step, self.steps_per_epoch):
-            yield self.at(order[step * self._batch : (step + 1) * self._batch][self._share], epoch=epoch)
+        parts = (order[step * self._batch :][: self._batch] for step in range(start_step, self.steps_per_epoch))
+        return ahead((partial(self.at, part[self._share], epoch=epoch) for part in parts), threads=self._threads)
 
     def at(self, ids: NDArray[np.int64], *, epoch: int) -> Batch:
         """The batch of these draws (see `order`), as they look in an epoch."""
