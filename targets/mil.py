@@ -227,6 +227,7 @@ _TYPES = {
 _BLOB = struct.Struct("<IIQQ")
 _BLOB_BYTES = 64
 _SENTINEL = 0xDEADBEEF
+_STORAGE = b"\2\0\0\0"  # the version, after the number of blobs
 
 
 def _enum(message: Any, name: str) -> str:
@@ -319,6 +320,8 @@ class _Decoder:
         start = int(place.offset)
         if start + _BLOB_BYTES > len(content):
             raise _broken(self.path, f"its weights end before byte {start + _BLOB_BYTES}, where {of!r} is described")
+        if content[4:8] != _STORAGE:
+            raise _broken(self.path, f"its weights begin with {content[:8]!r}, not as a weights file of version 2")
         sentinel, blob, size, offset = _BLOB.unpack_from(content, start)
         if sentinel != _SENTINEL:
             raise _broken(self.path, f"byte {start} of its weights does not begin the constant {of!r}")
