@@ -6,7 +6,6 @@ hand; it is unpickled once, weights only, after its sha256 was compared, and rea
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from edgeface.data.pack import cache_folder
 from edgeface.errors import ModelError
-from edgeface.files import sha256_file
+from edgeface.files import sha256_file, write_bytes
 from edgeface.models.backbones import BUILDERS
 
 
@@ -85,7 +84,7 @@ def load_pretrained(path: Path, sha256: str, *, trunk: nn.Sequential) -> nn.Sequ
         ModelError: Neither file is there, the digest is another one, or the tensors are not this trunk's.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file, save
 
     if len(sha256) < 8:
         raise ModelError(f"sha256 {sha256!r}", expected="at least its first eight digits", where=str(path))
@@ -121,9 +120,7 @@ def load_pretrained(path: Path, sha256: str, *, trunk: nn.Sequential) -> nn.Sequ
         raise ModelError("not a table of tensors", expected="torchvision's state_dict", where=str(path))
     tensors = _vgg_tensors(trunk, state, where=path) if _is_vgg(state) else _without_classifier(state)
     _filled(trunk, tensors, where=path)
-    aside = converted.with_name(f"{converted.name}.{os.getpid()}")
-    save_file({name: tensor.contiguous() for name, tensor in trunk.state_dict().items()}, aside)
-    aside.replace(converted)
+    write_bytes(converted, save({name: tensor.contiguous() for name, tensor in trunk.state_dict().items()}))
     return trunk
 
 
