@@ -300,7 +300,7 @@ def watcher(
     def watch(network: nn.Module) -> Mapping[str, float]:
         rows: dict[str, float] = {}
         for part in packs:
-            scored = evaluate(_SharedRunner(network, model), part, batch=256)
+            scored = evaluate(SharedRunner(network, model), part, batch=256)
             for task, scores in scored.tasks.items():
                 key = main_metric(TASKS[task], scores)
                 if key in scores:
@@ -317,7 +317,7 @@ def watcher(
     return watch
 
 
-class _SharedRunner(TorchRunner):
+class SharedRunner(TorchRunner):
     """Divides pictures over the processes; each gets the answers to all, each answered once."""
 
     def run(self, batch: NDArray[np.uint8]) -> Outputs:

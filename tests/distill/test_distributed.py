@@ -30,12 +30,13 @@ from distill.balance import Balancing, balancer
 from distill.features import FeaturePairs
 from distill.identity import PeopleClassifier
 from distill.objective import Objective
+from distill.stages import SharedRunner
 from distill.stopping import Stopping
 from distill.train import Trained, train
 from edgeface import specs
 from edgeface.cli.distill import distill as run_recipe
 from edgeface.cli.main import main
-from edgeface.config import load_recipe
+from edgeface.config import load_recipe, to_plain
 from edgeface.data.loader import answered
 from edgeface.errors import ConfigError, DataError, DeviceError, EdgefaceError, InterruptedRun
 from edgeface.models.network import build_network, model_spec
@@ -248,6 +249,15 @@ def quantized(folder: Path, *, calibration: str) -> Tensors:
     return start | learned(fit(folder, network=network, before_step=milestones(spec)))
 
 
+def answered_pictures(folder: Path) -> Tensors:
+    """Numbers of pictures that two processes cannot divide evenly, one of them less than two."""
+    generator = torch.Generator().manual_seed(1)
+    pictures = torch.randint(0, 256, (6, 32, 32, 3), generator=generator, dtype=torch.uint8).numpy()
+    runner = SharedRunner(build_network(NETWORK, MODEL, seed=3), MODEL)
+    parts = [runner.run(pictures[:5]), runner.run(pictures[5:])]
+    return {name: torch.cat([torch.from_numpy(part[name]) for part in parts]) for name in parts[0]}
+
+
 def stopped_by_one(folder: Path) -> Tensors:
     """Ctrl-C reaches the last process alone; all stop there, and say so."""
 
@@ -299,6 +309,7 @@ SCENARIOS: Mapping[str, Callable[[Path], Tensors]] = {
     **{f"balanced {name}": partial(balanced, name=name) for name in specs.BALANCERS},
     **{f"taught {name}": partial(taught, features=name) for name in ("relational", "hint")},
     **{f"quantized {name}": partial(quantized, calibration=name) for name in specs.CALIBRATIONS},
+    "answered pictures": answered_pictures,
     "stopped_by_one": stopped_by_one,
     "gone_on_with": gone_on_with,
     "batch-norms apart": partial(broken, how=batch_norms_apart, what=plain),
@@ -414,6 +425,11 @@ def test_a_batch_in_parts_is_the_batch(tmp_path: Path) -> None:
 def test_a_batch_that_cannot_be_divided_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a batch of 16 for 1 processes and accumulate = 3"):
         unnormed(tmp_path, parts=3)
+
+
+def test_a_key_that_nobody_chose_is_in_no_digest_and_no_text() -> None:
+    assert "accumulate" not in to_plain(TrainSpec())
+    assert to_plain(TrainSpec(accumulate=2))["accumulate"] == 2
 
 
 def test_balancers_see_whole_batches() -> None:
