@@ -266,9 +266,12 @@ def _asked(runner: Runner, pieces: Iterator[NDArray[np.uint8]], *, where: str) -
                     do="Check the model; answers of this size are no logits",
                 )
             parts[output.name].append(short)
-    shapes = {output.name: output.shape for output in runner.spec.outputs}
+    # safetensors writes memory as it lies, and what a runner transposed lies in another order.
     return {
-        name: np.concatenate(each) if each else np.zeros((0, *shapes[name]), np.float16) for name, each in parts.items()
+        output.name: np.ascontiguousarray(
+            np.concatenate([np.zeros((0, *output.shape), np.float16), *parts[output.name]])
+        )
+        for output in runner.spec.outputs
     }
 
 

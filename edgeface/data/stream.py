@@ -153,7 +153,7 @@ class Stream:
         return {**self.shards.tasks, **made}
 
     def _derivable(self, name: str) -> bool:
-        none = {task: unlabelled(TASKS[task], 0) for task in self.shards.tasks}
+        none = {task: unlabelled(TASKS[task], 1) for task in self.shards.tasks}
         return name in DERIVATIONS and DERIVATIONS[name](none) is not None
 
     @property
