@@ -68,6 +68,7 @@ def _pixels(picture: Image) -> NDArray[np.uint8]:
     if picture.mode[0] in "IF":  # Pillow would clip 16 bits to 8 and hand out white
         raise ValueError(f"more than 8 bits per channel: mode {picture.mode!r}")
     upright = ImageOps.exif_transpose(picture) if "exif" in picture.info else picture
+    upright.info.pop("transparency", None)  # dropped anyway; of palettes Pillow would warn
     return np.asarray(upright.convert("RGB"))
 
 

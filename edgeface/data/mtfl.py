@@ -118,6 +118,7 @@ def read(
         raise DataError(f"{listing} cannot be read ({error})", expected="a text file", where=source) from None
 
     keys: list[str] = []
+    taken: set[str] = set()
     people: list[str] = []
     rows: list[tuple[float, ...]] = []
     crops: list[tuple[float, float, float]] = []
@@ -136,6 +137,8 @@ def read(
             row = _parse(words, where=where)
             if wrong := leads_out(key):
                 raise DataError(wrong, expected="a path inside the corpus", where=where)
+            if key in taken:
+                raise DataError(f"named twice: {key!r}", expected="each picture once", where=where)
             file = path / key
             width, height = _size(file, size_of, where=where)
             crop = nominal_crop(key.split("/")[0], width, height)
@@ -146,6 +149,7 @@ def read(
             continue
         stat = file.stat()
         digest.update(f"{key} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        taken.add(key)
         keys.append(key)
         people.append(person)
         rows.append(row)

@@ -50,6 +50,14 @@ def test_a_hostile_description_is_refused_likewise(tmp_path: Path, text: str) ->
         read_description(path)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "latin-1"])
+def test_a_recipe_in_another_encoding_is_refused(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_bytes('name = "ä"\n[data]\ntrain = ["synthetic:8"]\n'.encode(encoding))
+    with pytest.raises(ConfigError, match=r"r\.toml"):
+        load_recipe(str(path))
+
+
 def test_a_whole_recipe_is_read_twin(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_text('name = "x"\n[data]\ntrain = ["synthetic:8"]\n[tasks]\ngender = 1.0\n')

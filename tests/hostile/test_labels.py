@@ -64,6 +64,50 @@ def test_a_good_row_is_kept_twin(tmp_path: Path) -> None:
     assert (len(corpus), dict(corpus.skipped)) == (1, {})
 
 
+def test_two_faces_of_one_picture_have_names_of_their_own(tmp_path: Path) -> None:
+    corpus = _read(tmp_path, HEAD + GOOD + GOOD)
+    assert corpus.keys == ("a.png", "a.png#2")
+
+
+LINE = " lfw_5590\\a.jpg 1 2 3 4 5 6 7 8 9 10 1 1 1 1\n"
+
+
+def _mtfl(tmp_path: Path, content: bytes) -> Corpus:
+    (tmp_path / "lfw_5590").mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / "lfw_5590" / name).write_bytes(PICTURE)
+    (tmp_path / "training.txt").write_bytes(content)
+    return mtfl.read(tmp_path, source="mtfl@train", split="train")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (LINE, "named twice"),
+        (" lfw_5590/a.jpg 1 2 3 4 5 6 7 8 9 10 1 1 1 1\n", "named twice"),
+        (LINE.replace(" 10 ", " ").replace("a.jpg", "b.jpg"), "short line"),
+        (LINE.replace(" 10 ", " 10 11 ").replace("a.jpg", "b.jpg"), "long line"),
+        (LINE.replace(" 10 ", " nan ").replace("a.jpg", "b.jpg"), "not finite"),
+        (LINE.replace(" 10 ", " ten ").replace("a.jpg", "b.jpg"), "not a number"),
+    ],
+)
+def test_a_bad_line_of_a_published_list_is_left_out_with_its_reason(line: str, reason: str, tmp_path: Path) -> None:
+    """A face named twice would count twice in every mean."""
+    corpus = _mtfl(tmp_path, (LINE + line).encode())
+    assert corpus.keys == ("lfw_5590/a.jpg",)
+    assert list(corpus.skipped) == [reason]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_a_published_list_in_another_encoding_is_refused(encoding: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        _mtfl(tmp_path, (LINE + LINE.replace("a.jpg", "ä.jpg")).encode(encoding))
+
+
+def test_a_published_list_is_read_twin(tmp_path: Path) -> None:
+    assert len(_mtfl(tmp_path, (LINE + LINE.replace("a.jpg", "b.jpg")).encode())) == 2
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "latin-1", "utf-32"])
 def test_another_encoding_is_refused(tmp_path: Path, encoding: str) -> None:
     with pytest.raises(DataError, match="cannot be read"):

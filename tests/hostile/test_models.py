@@ -90,6 +90,51 @@ def test_a_header_that_promises_more_than_the_file_is_refused(checkpoint: Path) 
         load_checkpoint(checkpoint).weights()
 
 
+def test_one_changed_byte_of_the_weights_is_noticed(checkpoint: Path) -> None:
+    content = bytearray((checkpoint / WEIGHTS).read_bytes())
+    content[len(content) // 2] ^= 1
+    (checkpoint / WEIGHTS).write_bytes(content)
+    with pytest.raises(ModelError, match="sha256"):
+        load_checkpoint(checkpoint).weights()
+
+
+@pytest.mark.parametrize("digest", ["0" * 64, "", None, 5, ["x"]])
+def test_a_digest_that_is_another_is_noticed(checkpoint: Path, digest: Any) -> None:
+    _with(checkpoint, lambda manifest: manifest["files"].update({WEIGHTS: digest}))
+    with pytest.raises(ModelError):
+        load_checkpoint(checkpoint).weights()
+
+
+class _Trap:
+    """What would make a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["extra.pkl", "pytorch_model.bin", "student.pt", "forest.joblib", WEIGHTS])
+def test_a_pickle_in_a_checkpoint_is_never_unpickled(checkpoint: Path, name: str, tmp_path: Path) -> None:
+    sprung = tmp_path / "sprung"
+    (checkpoint / name).write_bytes(pickle.dumps(_Trap(sprung)))
+    digest = hashlib.sha256((checkpoint / name).read_bytes()).hexdigest()
+    _with(checkpoint, lambda manifest: manifest["files"].update({name: digest}))
+    if name == WEIGHTS:
+        with pytest.raises(ModelError, match="cannot be read as safetensors"):
+            load_checkpoint(checkpoint).weights()
+    else:
+        found = load_checkpoint(checkpoint)
+        found.weights(), found.companions()
+    assert not sprung.exists()
+
+
+def test_the_trap_springs_twin(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(_Trap(tmp_path / "sprung")))
+    assert (tmp_path / "sprung").exists()
+
+
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "..", ".", "", "a/b", "a\\b", "a\0b", "a\nb"])
 def test_a_manifest_cannot_name_files_elsewhere(checkpoint: Path, name: str) -> None:
     _with(checkpoint, lambda manifest: manifest["files"].update({name: "0" * 64}))

@@ -7,12 +7,15 @@ import io
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.fuzz import pictures_of_all_kinds
@@ -101,6 +104,82 @@ def test_an_exif_rotation_turns_size_and_pixels_alike(tmp_path: Path) -> None:
     path.write_bytes(WHOLE["exif.jpg"])
     assert read_size(path) == (12, 16)
     assert read_image(path).shape == (16, 12, 3)
+
+
+# What each orientation does to the stored rows and columns (TIFF 6.0, tag 274; CIPA DC-008, 4.6.4).
+UPRIGHT: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
+    1: lambda stored: stored,
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.transpose(1, 0, 2),
+    6: lambda stored: stored.transpose(1, 0, 2)[:, ::-1],
+    7: lambda stored: stored.transpose(1, 0, 2)[::-1, ::-1],
+    8: lambda stored: stored.transpose(1, 0, 2)[::-1],
+}
+STORED = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+
+
+def _saved(path: Path, picture: Image.Image, **options: Any) -> Path:
+    picture.save(path, **options)
+    return path
+
+
+def _turned(path: Path, orientation: int) -> Path:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return _saved(path, Image.fromarray(STORED), exif=exif)
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_each_exif_orientation_is_put_upright(orientation: int, tmp_path: Path) -> None:
+    path = _turned(tmp_path / "a.png", orientation)
+    expected = UPRIGHT[orientation](STORED)
+    assert np.array_equal(read_image(path), expected)
+    assert read_size(path) == (expected.shape[1], expected.shape[0])
+
+
+def test_the_eight_orientations_differ_twin() -> None:
+    assert len({upright(STORED).tobytes() for upright in UPRIGHT.values()}) == 8
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_an_orientation_that_is_none_turns_nothing(orientation: int, tmp_path: Path) -> None:
+    path = _turned(tmp_path / "a.png", orientation)
+    assert np.array_equal(read_image(path), STORED)
+    assert read_size(path) == (16, 12)
+
+
+def test_a_palette_with_transparency_keeps_its_colours(tmp_path: Path) -> None:
+    palette = Image.fromarray(STORED).quantize(16)
+    path = _saved(tmp_path / "a.png", palette, transparency=bytes(range(0, 256, 16)))
+    assert np.array_equal(read_image(path), np.asarray(palette.convert("RGB")))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_is_dropped(mode: str, tmp_path: Path) -> None:
+    picture = Image.fromarray(STORED).convert(mode)
+    picture.putalpha(Image.fromarray(STORED[..., 0]))
+    expected = np.asarray(Image.fromarray(STORED).convert("L" if mode == "LA" else "RGB").convert("RGB"))
+    assert np.array_equal(read_image(_saved(tmp_path / "a.png", picture)), expected)
+
+
+@pytest.mark.parametrize(("name", "options"), [("a.png", {}), ("a.webp", {"lossless": True}), ("a.gif", {})])
+def test_of_an_animation_the_first_picture_is_read(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    first = Image.fromarray(STORED).quantize(64).convert("RGB")
+    path = _saved(tmp_path / name, first, save_all=True, append_images=[first.rotate(180)], **options)
+    with Image.open(path) as picture:
+        assert getattr(picture, "n_frames", 1) == 2
+    assert np.array_equal(read_image(path), np.asarray(first))
+
+
+def test_sixteen_bits_a_colour_are_read_by_their_high_bytes(tmp_path: Path) -> None:
+    """Of colour pictures Pillow takes the high byte, which clips nothing; of grey ones it would clip."""
+    import cv2
+
+    path = tmp_path / "deep.png"
+    assert cv2.imwrite(str(path), STORED[..., ::-1].astype(np.uint16) * 256 + 255)
+    assert np.array_equal(read_image(path), STORED)
 
 
 @pytest.mark.parametrize(
