@@ -274,8 +274,9 @@ def spare_threads(busy: int) -> int:
     Args:
         busy: Threads that a process computes its networks with; with a GPU, one only drives it.
     """
-    taken = 1 if torch.cuda.is_available() else busy
-    return max(0, min(4, usable_cores() // ranks.count() - taken))
+    here = ranks.local_count()
+    taken = 1 if torch.cuda.is_available() else max(1, busy // here)
+    return max(0, min(4, usable_cores() // here - taken))
 
 
 def rendered_px(model: ModelSpec, teacher: Checkpoint | None) -> int:
