@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from distill import train as training
 from distill.balance import Balancing, balancer
 from distill.objective import Objective
 from distill.stages import balancing_with
@@ -226,3 +227,21 @@ def test_a_training_in_half_floats_learns_under_a_balancer(name: str, tmp_path: 
     before = loss()
     network.load_state_dict(fit(tmp_path, name=name, dtype="bf16").weights)
     assert loss() < 0.8 * before
+
+
+@pytest.mark.parametrize("mode", ["all", "none"])
+def test_once_every_auxiliary_task_is_stopped_the_main_one_goes_on_without_weight_decay(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[torch.optim.Optimizer] = []
+
+    def kept(*arguments: object) -> torch.optim.Optimizer:
+        made.append(original(*arguments))  # type: ignore[arg-type]
+        return made[-1]
+
+    original = training._optimizer
+    monkeypatch.setattr(training, "_optimizer", kept)
+    fit(tmp_path, stopping=StoppingSpec(mode=mode, window=1, threshold=0.0, validations=4), watch=True)
+    decays = {group["weight_decay"] for optimizer in made for group in optimizer.param_groups}
+    assert decays == ({0.0} if mode == "all" else {TRAIN.weight_decay, 0.0})  # biases have none in any case
+    assert TRAIN.weight_decay > 0.0
