@@ -136,9 +136,11 @@ def verify(folder: Path, *, key: Ed25519PublicKey) -> None:
 
 
 def _check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
-    beside, known, golden = manifest.get(BESIDE), _named(manifest), manifest.get("golden", {})
-    whole = isinstance(beside, dict) and isinstance(golden, dict) and all(map(is_plain_name, (*beside, *known)))
-    if not whole or not all(isinstance(entry, dict) for entry in manifest["files"].values()):
+    known = _named(manifest)
+    beside: Any = manifest.get(BESIDE)
+    golden: Any = manifest.get("golden", {})
+    dicts = (beside, golden, *manifest["files"].values())
+    if not all(isinstance(each, dict) for each in dicts) or not all(map(is_plain_name, (*beside, *known))):
         raise ModelError(
             f"the manifest has no {BESIDE!r}",
             expected="the sha256 of every file",

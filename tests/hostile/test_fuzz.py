@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import random
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -16,23 +18,31 @@ from edgeface.errors import DataError
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "fuzz.json"
 
 
-@pytest.mark.parametrize("name", fuzzer.READERS)
+# Writing the files that these start from takes seconds; those of Core ML the longest.
+APART = {"litert": "ai_edge_litert", "onnx": "onnxruntime", "openvino": "openvino", "mil": "coremltools"}
+EACH = [
+    pytest.param(name, marks=pytest.mark.slow if name in ("onnx", "openvino", "mil") else ()) for name in fuzzer.READERS
+]
+
+
+def _row(name: str, *, inputs: int, seed: int) -> dict[str, Any]:
+    if name in APART:
+        pytest.importorskip(APART[name], reason=f"{APART[name]} is not installed")
+    return fuzzer.fuzz(name, inputs=inputs, seed=seed)
+
+
+@pytest.mark.parametrize("name", EACH)
 def test_hostile_inputs_are_read_or_refused(name: str) -> None:
-    row = fuzzer.fuzz(name, inputs=60, seed=7)
+    """Some are whole enough to be read: else only the first check of a reader would ever run."""
+    row = _row(name, inputs=120, seed=3)
     assert row["found"] == []
     assert row["refused"] > 0
-    assert row["accepted"] + row["refused"] == 60
-
-
-@pytest.mark.parametrize("name", fuzzer.READERS)
-def test_some_inputs_are_whole_enough_to_be_read(name: str) -> None:
-    """Else only the first check of a reader would ever run."""
-    row = fuzzer.fuzz(name, inputs=120, seed=3)
     assert row["accepted"] > 0
+    assert row["accepted"] + row["refused"] == 120
 
 
-def _reader(fail: Any) -> Any:
-    return lambda: fuzzer.Reader(make=lambda dice: {"a": bytes([dice.randrange(256)])}, read=fail)
+def _reader(fail: Any, *, trial: Any = None) -> Any:
+    return lambda: fuzzer.Reader(make=lambda dice: {"a": bytes([dice.randrange(256)])}, read=fail, trial=trial)
 
 
 def test_a_reader_that_fails_is_noticed_twin(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,12 +86,48 @@ def test_an_error_that_cannot_be_printed_is_noticed_twin(monkeypatch: pytest.Mon
     assert found["case"].startswith("UnicodeEncodeError")
 
 
-@pytest.mark.parametrize("name", fuzzer.READERS)
+def _crash(folder: Path) -> None:
+    value = (folder / "a").read_bytes()[0]
+    if value < 64:
+        ctypes.string_at(0)
+    if value < 128:
+        raise ValueError(value)
+
+
+def test_what_ends_its_trial_is_refused_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(fuzzer.READERS, "crash", _reader(lambda folder: None, trial=_crash))
+    row = fuzzer.fuzz("crash", inputs=60)
+    values = [fuzzer.make_input("crash", seed=0, index=index)["a"][0] for index in range(60)]
+    assert row["ended"] == sum(value < 64 for value in values) > 5
+    assert row["refused"] == sum(value < 128 for value in values)
+    assert row["found"] == []
+
+
+def test_what_ends_the_process_after_its_trial_is_found_twin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(fuzzer.READERS, "crash", _reader(_crash, trial=lambda folder: None))
+    row = fuzzer.fuzz("crash", inputs=60)
+    cases = {found["case"].partition(" in ")[0]: found["count"] for found in row["found"]}
+    assert cases.keys() == {"ended by SIGSEGV after its trial", "ValueError"}
+    assert row["accepted"] + sum(cases.values()) == 60
+
+
+def test_native_code_that_hangs_in_its_trial_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(folder: Path) -> None:
+        re.match(r"(a|a)*b", "a" * 40)  # no handler of Python's runs before this returns
+
+    monkeypatch.setattr(fuzzer, "SLOW_S", 0.2)
+    monkeypatch.setitem(fuzzer.READERS, "hang", _reader(lambda folder: None, trial=hang))
+    assert fuzzer.fuzz("hang", inputs=2)["ended"] == 2
+
+
+@pytest.mark.parametrize("name", EACH)
 def test_an_input_is_a_function_of_seed_and_index(name: str) -> None:
     reader = fuzzer.READERS[name]()
     first, again, other = (reader.make(random.Random(text)) for text in ("0:5", "0:5", "0:6"))
     assert first == again
     assert first != other
+    if reader.grown is not None:  # what coverage leads is the same file
+        assert reader.grown.taken(reader.grown.embed(reader.grown.taken(first))) == reader.grown.taken(first)
 
 
 @pytest.mark.skipif(not RESULTS.is_file(), reason="benchmarks/results/fuzz.json is not there")
