@@ -86,6 +86,13 @@ def test_the_limit_is_that_of_the_bytes_read(tmp_path: Path) -> None:
         read_limited(path, limit=9)
 
 
+def test_a_limit_of_exabytes_asks_for_no_memory(tmp_path: Path) -> None:
+    """Found by fuzzing under a limit on memory: Python sets aside as much as it is asked to read."""
+    path = tmp_path / "a"
+    path.write_bytes(b"x" * 10)
+    assert read_limited(path, limit=1 << 60) == b"x" * 10
+
+
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a": NaN}', "[Infinity]", "9" * 5000, "\udcff", ""])
 def test_what_is_no_json_is_a_value_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.json"

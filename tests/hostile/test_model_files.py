@@ -143,6 +143,22 @@ def test_a_found_file_that_opens_answers_with_an_error_of_ours(name: str) -> Non
         runner.answer(np.zeros((1, 4, 4, 3), np.int8))  # type: ignore[attr-defined]
 
 
+def test_an_onnx_file_of_another_batch_than_one_answers_with_an_error_of_ours(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    from targets.onnx import OnnxRunner
+
+    ports = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, (2, 3)) for name in ("image", "out")]
+    node = onnx.helper.make_node("Relu", ["image"], ["out"])
+    graph = onnx.helper.make_graph([node], "two", ports[:1], ports[1:])
+    opset = [onnx.helper.make_opsetid("", 17)]
+    path = tmp_path / "two.onnx"
+    path.write_bytes(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9).SerializeToString())
+    runner = OnnxRunner(path, spec=None, runtime="onnxruntime", precision="", threads=1)
+    with pytest.raises(ModelError, match=r"two\.onnx: ONNX Runtime cannot run it"):
+        runner.answer(np.zeros((1, 3), np.float32))
+
+
 @pytest.mark.slow
 def test_a_package_that_asks_for_all_memory_meets_the_trials_limit(
     models: Callable[[str], Path], tmp_path: Path

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 
 from benchmarks.fuzz import bundle_manifest, golden_arrays, npz, small_tflite, tiny_bundle, with_digests
+from distill.foreign import unpacked_bytes
+from distill.forest import _origin
 from edgeface import limits
 from edgeface.arrays import read_arrays
 from edgeface.checkpoint import MANIFEST, WEIGHTS, load_checkpoint, read_model_spec, save_checkpoint
@@ -291,6 +293,47 @@ def test_a_bundle_whose_manifest_lies_is_none(bundle: Path, change: Callable[[di
     _with(bundle, change)
     with pytest.raises(ModelError, match="not a bundle"):
         read_bundle(bundle)
+
+
+# -- stored answers, forests -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gender.skops", "answers.npz"])
+def test_an_archive_of_a_version_yet_to_come_is_a_value_error(name: str, tmp_path: Path) -> None:
+    """Found by fuzzing: zipfile raises NotImplementedError as it opens such a file."""
+    content = bytearray(npz({"gender": np.zeros((2, 2), np.float32)}))
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert unpacked_bytes(path) > 16
+    content[content.index(b"PK\1\2") + 6] = 255  # "version needed to extract", in the archive's directory
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"zip file version 25\.5"):
+        unpacked_bytes(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"teacher": None},
+        {"teacher": ["../teacher"]},
+        {"teacher": "a\0b"},
+        {"made_from": "ab"},
+        {"made_from": {}},
+        {"made_from": {"teacher": 5}},
+        {"features": "64"},
+        {"features": True},
+        {"features": 1.5},
+    ],
+)
+def test_a_manifest_of_forests_of_wrong_types_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    """Found by reading: each of these ended a verb with a KeyError, TypeError or ValueError."""
+    path = tmp_path / "manifest.json"
+    whole = {"teacher": "../teacher", "made_from": {"teacher": "ab"}, "features": 64}
+    path.write_text(json.dumps(whole))
+    assert _origin(path) == ("../teacher", "ab", 64)
+    path.write_text(json.dumps(whole | change))
+    with pytest.raises(ModelError, match="as edgeface writes them"):
+        _origin(path)
 
 
 # -- TFLite ------------------------------------------------------------------------------------------------------------

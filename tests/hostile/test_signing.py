@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,6 +65,28 @@ def test_a_signed_bundle_verifies_twin(bundle: Path, keys: tuple[Path, Path]) ->
     assert len((bundle / SIGNATURE).read_bytes()) == signing.SIGNATURE_BYTES
     assert set(json.loads((bundle / MANIFEST).read_text())["beside"]) == {"MODEL_CARD.md", "EdgeFace.kt"}
     verify(bundle, key=public_key(keys[1]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest["files"].update({"edge_s.w8a8.tflite": 0.5}),
+        lambda manifest: manifest["files"].update({"edge_s.w8a8.tflite": ["x"]}),
+        lambda manifest: manifest.update(golden=["golden.npz"]),
+        lambda manifest: manifest.update(beside="MODEL_CARD.md"),
+        lambda manifest: manifest["files"].update({"../x.tflite": {}}),
+    ],
+)
+def test_a_signed_manifest_of_wrong_types_is_refused(
+    bundle: Path, keys: tuple[Path, Path], change: Callable[[dict[str, Any]], None]
+) -> None:
+    """Found by fuzzing: whoever holds the key may sign anything, and verifying it ended with an AttributeError."""
+    seal(bundle, key=private_key(keys[0]))
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    change(manifest)
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    (bundle / SIGNATURE).write_bytes(private_key(keys[0]).sign((bundle / MANIFEST).read_bytes()))
+    assert _refused(bundle, keys[1]).startswith(MANIFEST)
 
 
 def test_a_copied_bundle_verifies_elsewhere(bundle: Path, keys: tuple[Path, Path], tmp_path: Path) -> None:
