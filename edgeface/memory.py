@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
-from edgeface.errors import ResourceError
+from edgeface.errors import MissingToolError, ResourceError
 
-# Words of glibc's loader, of C++ and of PyTorch's allocators; each raises a type of its own, or a plain RuntimeError.
+# Words of the system's loader, of C++ and of PyTorch's allocators; each raises a type of its own, or a RuntimeError.
+_LOADER = ("cannot allocate memory", "failed to map segment")
 _WORDS = (
-    *("cannot allocate memory", "can't allocate memory", "failed to map segment", "not enough memory"),
-    *("bad_alloc", "out of memory", "can't start new thread", "resource temporarily unavailable"),
+    *(*_LOADER, "can't allocate memory", "not enough memory", "bad_alloc", "out of memory"),
+    *("can't start new thread", "resource temporarily unavailable"),
 )
 
 
@@ -20,30 +21,45 @@ def is_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno == errno.ENOMEM
+    said = str(error).lower()
+    if isinstance(error, SystemError):  # Python's own words where it cannot set aside the exception that it must raise
+        return is_limited() and "without setting an exception" in said
+    if type(error) is MissingToolError:  # a tool-kit that is here, and whose library found no room
+        return any(words in said for words in _LOADER)
     # A library that cannot be mapped is an ImportError, or an OSError of ctypes that has no number.
-    known = isinstance(error, RuntimeError | ImportError | OSError | SystemError)
-    return known and any(words in str(error).lower() for words in _WORDS)
+    return isinstance(error, RuntimeError | ImportError | OSError) and any(words in said for words in _WORDS)
 
 
 def memory_error(error: BaseException) -> ResourceError | None:
     """The error a user sees when memory has run out; None for any other error."""
     if not is_memory(error):
         return None
-    reason = " ".join(str(error).split())[:160] or type(error).__name__
+    said = error.found if isinstance(error, MissingToolError) else str(error)
+    reason = " ".join(said.split())[:160] or type(error).__name__
     return ResourceError(
         f"out of memory ({reason})",
-        expected=f"more than this process may have{_limit()}",
+        expected=f"more than this process may have{_limit_in_words()}",
         do="Raise the limit (ulimit -v), end other programs, or lower train.batch and threads in the recipe",
     )
 
 
-def _limit() -> str:
+def is_limited() -> bool:
+    """Whether this process may have a part of the machine's memory alone (ulimit -v)."""
+    return _limit_bytes() is not None
+
+
+def _limit_bytes() -> int | None:
     try:
         import resource
     except ImportError:  # Windows
-        return ""
+        return None
     allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return "" if allowed == resource.RLIM_INFINITY else f": its limit is {allowed / 2**20:.0f} MiB of address space"
+    return None if allowed == resource.RLIM_INFINITY else allowed
+
+
+def _limit_in_words() -> str:
+    allowed = _limit_bytes()
+    return "" if allowed is None else f": its limit is {allowed / 2**20:.0f} MiB of address space"
 
 
 def largest_that_fits(fits: Callable[[int], bool], count: int) -> tuple[int, list[int]]:

@@ -26,6 +26,7 @@ from edgeface.errors import (
     UnsupportedError,
 )
 from edgeface.files import write_folder
+from edgeface.memory import memory_error
 from edgeface.precision import IOS, PRECISIONS, check, of_target
 from edgeface.processes import ending_children, live_with_parent
 from edgeface.runs import is_run
@@ -175,14 +176,17 @@ def build_many(
             try:
                 found[target], laps = job.result()
             except MissingToolError as error:
+                short = memory_error(error)
+                if short is not None:
+                    raise short from error
                 found[target] = error
                 continue
             except BrokenProcessPool as error:
                 raise ResourceError(
-                    "a process that builds was ended from outside",
-                    expected="it to finish: the system ends processes when memory runs out",
+                    "a process that builds ended before its target was built",
+                    expected="memory enough for it: native code, and the system, end a process when there is none left",
                     where=str(out),
-                    do="End other programs, or build one target at a time",
+                    do="Raise the limit (ulimit -v), end other programs, or build one target at a time",
                 ) from error
             for step, seconds in laps if report is not None else ():
                 assert report is not None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeface.cli.result import Result
 from edgeface.errors import ConfigError, DataError, MissingToolError, ModelError, UnsupportedError, UsageError
+from edgeface.memory import is_limited
 from edgeface.precision import IOS, IOS_VERSIONS, PRECISIONS, TARGETS, of_target
 from edgeface.processes import live_with_parent
 from edgeface.runs import is_run
@@ -124,7 +125,8 @@ def _build(
     missing: dict[str, str] = {}
     folders: dict[str, Path] = {}
     with _answering_ahead(checkpoint):
-        if len(wanted) == 1:
+        # Converters end the whole process when memory runs out: under a limit, a process of its own, whose end is told.
+        if len(wanted) == 1 and not is_limited():
             (target, precisions), *_ = wanted.items()
             folders[target] = build(
                 checkpoint,

@@ -161,6 +161,9 @@ def _refuse(error: BaseException, words: Sequence[str], *, in_json: bool) -> int
 
 
 def _as_edgeface_error(error: BaseException) -> EdgefaceError:
+    short = memory_error(error)
+    if short is not None:
+        return short
     if isinstance(error, EdgefaceError):
         return error
     if isinstance(error, KeyboardInterrupt):
@@ -168,9 +171,6 @@ def _as_edgeface_error(error: BaseException) -> EdgefaceError:
     full = no_room(error)
     if full is not None:
         return output_error(full, where=Path(str(full.filename or "the output")))
-    short = memory_error(error)
-    if short is not None:
-        return short
     reason = " ".join(str(error).split())[:200]
     return EdgefaceError(
         f"internal error, {type(error).__name__}: {reason}",

@@ -31,7 +31,7 @@ import distill.trouble
 from distill.train import Trained, train
 from edgeface.cli.main import main
 from edgeface.data.pack import cache_folder
-from edgeface.errors import OutputError, ResourceError
+from edgeface.errors import DeviceError, MissingToolError, OutputError, ResourceError
 from edgeface.files import no_room, read_json, write_folder
 from edgeface.memory import is_memory, largest_that_fits, memory_error
 from edgeface.runs import FACES, begin, mark_latest, newest_run
@@ -240,6 +240,10 @@ def test_a_memory_limit_is_an_error_of_one_line(tiny: Tiny, tmp_path: Path, limi
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
         (OSError(errno.EAGAIN, "Resource temporarily unavailable"), False),
         (RuntimeError("shape '[2, 3]' is invalid"), False),
+        (MissingToolError("litert-torch cannot be imported (libx.so: failed to map segment from shared object)"), True),
+        (MissingToolError("onnx cannot be imported (No module named 'onnx')"), False),
+        (DeviceError("the phone: cannot allocate memory"), False),
+        (SystemError("returned NULL without setting an exception"), False),  # no limit is in force here
         (ImportError("No module named 'onnx'"), False),
         (ValueError("out of memory"), False),
     ],
@@ -606,7 +610,7 @@ def test_a_build_process_that_dies_is_told_and_leaves_no_bundle(
         self.kill()
 
     monkeypatch.setattr(multiprocessing.context.SpawnProcess, "start", start)
-    with pytest.raises(ResourceError, match="a process that builds was ended from outside"):
+    with pytest.raises(ResourceError, match="a process that builds ended before its target"):
         build_many(tiny.run, {"onnx": ["fp32"], "openvino": ["fp32"]}, out=tmp_path / "out")
     assert not list(tmp_path.glob("out/*"))
 
