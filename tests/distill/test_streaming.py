@@ -227,7 +227,7 @@ def distilled(folder: Path, source: str, *more: str) -> Path:
 
 @pytest.mark.slow
 def test_training_on_shards_gives_the_weights_of_training_on_the_pack(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = Plan(source="synthetic:40@train", root=tmp_path, px=PX, margin=1.3, shard_size=16)
     pack_shards(plan, tmp_path / "shards", workers=1)
@@ -241,6 +241,14 @@ def test_training_on_shards_gives_the_weights_of_training_on_the_pack(
     assert main([*command, "--answers", str(tmp_path / "answers"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["samples"], told["complete"]) == (40, True)
+    for rank, complete in ((0, False), (1, True)):  # as torchrun starts them
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert main([*command, "--answers", str(tmp_path / "shared"), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["complete"] is complete
+    monkeypatch.delenv("RANK")
+    monkeypatch.delenv("WORLD_SIZE")
+    assert files(tmp_path / "shared") == files(tmp_path / "answers")
     frozen = ("--set", f"teacher.frozen={str(tmp_path / 'answers')!r}")
     taught = distilled(tmp_path, f"webdataset:{tmp_path / 'shards'}", *frozen)
     assert weights(taught / "student") != weights(stream / "student")  # twin: it is told something else

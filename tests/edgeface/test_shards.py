@@ -14,15 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edgeface.cli.main import main
 from edgeface.data import shard_writer
 from edgeface.data.pack import pack
 from edgeface.data.shard_writer import Plan, encode_picture, pack_shards
-from edgeface.data.shards import open_shards, read_index
+from edgeface.data.shards import encode_labels, open_shards, read_index
 from edgeface.data.sources import open_source
 from edgeface.data.tar import open_tar
 from edgeface.errors import DataError, InterruptedRun, OutputError, UsageError
+from edgeface.runs import hold_run
 
 PX, MARGIN = 40, 1.3
 
@@ -173,6 +176,25 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(shard_writer, "_write_shard", stopped)
     with pytest.raises(InterruptedRun, match=r"stopped with 0 of 3 shards.*same command"):
         pack_shards(plan(), tmp_path, workers=1)
+
+
+def test_a_second_packing_at_the_same_time_is_refused(tmp_path: Path) -> None:
+    with hold_run(tmp_path), pytest.raises(UsageError, match=f"process {os.getpid()}.* is at work there"):
+        pack_shards(plan(), tmp_path, workers=1)
+    assert len(pack_shards(plan(), tmp_path, workers=1)) == 20  # twin: alone it packs
+
+
+@settings(max_examples=300, deadline=None)
+@given(point=st.floats(-1, 2, width=32), px=st.integers(8, 1024))
+def test_a_landmark_in_pixels_comes_back_as_the_very_same_float32(point: float, px: int) -> None:
+    label = np.full((1, 5, 2), point, np.float32)
+    ((x, _), *_) = encode_labels({"landmarks5": label}, 0, px=px)["landmarks5"]
+    assert np.float32(np.float64(x) * (1.0 / px)) == np.float32(point)
+
+
+def test_six_digits_would_not_do_twin() -> None:
+    point = np.float32(0.123456789)
+    assert np.float32(float(f"{np.float64(point) * 96:.6g}") * (1.0 / 96)) != point
 
 
 def test_shards_of_something_else_are_not_overwritten(packed: Path) -> None:
