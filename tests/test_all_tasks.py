@@ -124,6 +124,13 @@ def by_task(objective: Any, model: Any, batch: Any) -> dict[str, float]:
     return {name: float(value.grad.norm()) if value.grad is not None else 0.0 for name, value in outputs.items()}
 
 
+def test_an_answer_is_read_by_a_task_with_more_classes_of_the_same_order() -> None:
+    for figure in FIGURES:
+        if figure.answered_by:
+            fewer = TASKS[figure.answered_by].classes
+            assert TASKS[figure.task].classes[: len(fewer)] == fewer
+
+
 def test_the_drawn_databases_have_holes() -> None:
     for part, tasks in zip(databases(), LABELS.values(), strict=True):
         assert set(part.labels) == set(tasks)
@@ -221,6 +228,7 @@ def test_nothing_there_is_a_page_of_not_run(tmp_path: Path) -> None:
     assert f"edgeface distill {CPU} --set seed=1 --set teacher.frozen={tmp_path}/{CPU}/teacher" in text
     assert f"edgeface distill {CPU}-alone --set seed=2 --until student --out {tmp_path}/{CPU}-alone-2" in text
     assert "MEASURED" not in text
+    assert "No reported picture" not in text, "nothing was looked at"
 
 
 TINY = [
@@ -252,6 +260,7 @@ def test_tiny_runs_fill_the_tables(tmp_path: Path) -> None:
         Figure(task="gender", source=source, metric="accuracy", main=True),
         Figure(task="beauty_score", source=source, metric="rmse", main=True),
         Figure(task="gender", source="london@test", metric="accuracy"),
+        Figure(task="expression8", source=source, metric="accuracy", answered_by="expression"),
     )
     divisions = (Division(source=source, task="smile", metric="accuracy", by="gender"),)
 
@@ -264,6 +273,7 @@ def test_tiny_runs_fill_the_tables(tmp_path: Path) -> None:
     assert beauty["allowed"] == 2.0
     teacher = next(row for row in found["rows"] if row["row"] == "teacher")
     assert teacher["figures"][2]["outcome"] == "NOT_RUN", "London is not here"
+    assert 0.0 <= teacher["figures"][3]["value"] <= 1.0
     (smile,) = found["subgroups"]
     assert smile["outcome"] == "MEASURED"
     assert [row["row"] for row in smile["rows"]] == ["teacher", "w8a8", "w8a8"]
