@@ -30,7 +30,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from edgeface.files import write_json
-from edgeface.provenance import commit
+from edgeface.provenance import commit, cpu, versions
 from targets.sbom import closure
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -279,7 +279,7 @@ def main() -> None:
     record = {
         "schema": 1,
         "date": datetime.date.today().isoformat(),
-        "commit": commit(),
+        "conditions": {"machine": cpu(), "versions": versions(), "commit": commit()},
         "advisories": advisories(ROOT / "constraints.txt", tool=options.pip_audit),
         "licences": summary(rows),
     }
