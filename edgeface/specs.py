@@ -18,10 +18,11 @@ from edgeface.precision import PRECISIONS, TARGETS
 from edgeface.tasks import TASKS, Kind
 
 TEACHERS = ("vgg16", "vgg19", "resnet50")
-STUDENTS = ("edge_s", "cnn5", "vgg11", "lightcnn9", "tcdcn_relu")
+STUDENTS = ("edge_s", "edge_m", "edge_l", "cnn5", "vgg11", "lightcnn9", "tcdcn_relu")
 # Trained and scored, never deployed.
 RESEARCH = ("tcdcn", "tcdcn_local", "tcdcn_unshared", "tcdcn_60", "inception_resnet_v1")
 BACKBONES = (*TEACHERS, *RESEARCH, *STUDENTS)
+UNPOOLED = ("edge_s", "edge_m", "edge_l")  # students without a max-pooling, which no PReLU may stand before
 ACTIVATIONS = ("relu", "prelu")
 IMAGENET = "imagenet"  # a start that is no folder
 CORPORA = (
@@ -572,7 +573,7 @@ class StudentSpec:
     stopping: StoppingSpec = field(default_factory=StoppingSpec)
 
     def __post_init__(self) -> None:
-        pooled = self.network.activation == "prelu" and self.network.backbone != "edge_s"
+        pooled = self.network.activation == "prelu" and self.network.backbone not in UNPOOLED
         _refuse(
             _unless_in_parts(self.train, self.balancer, self.stopping),
             _unless_one_of(STUDENTS, "network.backbone", self.network.backbone),

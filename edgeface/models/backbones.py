@@ -94,13 +94,24 @@ def _closed(
     return Built(module=_block(*layers), features=channels)
 
 
-def edge_s(*, width: float, input_px: int, head: str, activation: str = "relu") -> Built:
-    """The default student: stride-2 convolutions with fused ReLU, flatten and one fully connected layer.
+# Channels and stride of each 3×3 convolution, channels of the 1×1 convolution behind them, units of the linear layer.
+# How the shapes were found: docs/students.md.
+_EDGE: dict[str, tuple[tuple[tuple[int, int], ...], int, int]] = {
+    "edge_s": (((24, 2), (48, 2), (48, 1), (96, 2), (96, 1), (96, 1), (96, 2)), 64, 128),
+    "edge_m": (((16, 2), (64, 2), (64, 1), (64, 1), (96, 2), (96, 1), (96, 1), (96, 1), (128, 2)), 64, 160),
+    "edge_l": (
+        (
+            *((32, 2), (64, 2), (64, 1), (64, 1), (64, 1), (64, 1)),
+            *((128, 2), (128, 1), (128, 1), (128, 1), (128, 2), (128, 1), (128, 1)),
+        ),
+        64,
+        192,
+    ),
+}
 
-    At 64 px and width 1: 23.4 M multiply-accumulates, 0.46 M parameters. A picture halves four times, never through a
-    pooling layer; flattening keeps where things are, which landmarks need and an int8 mean would blur.
-    """
-    plan = ((24, 2), (48, 2), (48, 1), (96, 2), (96, 1), (96, 1), (96, 2))
+
+def _edge(name: str, *, width: float, input_px: int, head: str, activation: str) -> Built:
+    plan, squeeze, units = _EDGE[name]
     layers: list[tuple[str, nn.Module]] = []
     channels, side = 3, input_px
     for number, (base, stride) in enumerate(plan, start=1):
@@ -110,14 +121,33 @@ def edge_s(*, width: float, input_px: int, head: str, activation: str = "relu") 
         )
         channels, side = outputs, -(-side // stride)
     if head == "pool":
-        return _closed(layers, channels=channels, side=side, head=head, name="edge_s", input_px=input_px)
-    squeezed, features = scaled(64, width), scaled(128, width)
+        return _closed(layers, channels=channels, side=side, head=head, name=name, input_px=input_px)
+    squeezed, features = scaled(squeeze, width), scaled(units, width)
     layers.append(("squeeze", _block(*_conv_bn_relu(channels, squeezed, activation=activation, kernel=1))))
     layers.append(("flatten", nn.Flatten()))
     layers.append(
         ("fc", _block(("linear", nn.Linear(squeezed * side * side, features)), _activation(activation, features)))
     )
     return Built(module=_block(*layers), features=features)
+
+
+def edge_s(*, width: float, input_px: int, head: str, activation: str = "relu") -> Built:
+    """The default student: stride-2 convolutions with fused ReLU, flatten and one fully connected layer.
+
+    At 64 px and width 1: 23.4 M multiply-accumulates, 0.46 M parameters. A picture halves four times, never through a
+    pooling layer; flattening keeps where things are, which landmarks need and an int8 mean would blur.
+    """
+    return _edge("edge_s", width=width, input_px=input_px, head=head, activation=activation)
+
+
+def edge_m(*, width: float, input_px: int, head: str, activation: str = "relu") -> Built:
+    """As `edge_s`, two layers deeper: 43.2 M multiply-accumulates and 0.67 M parameters at 64 px and width 1."""
+    return _edge("edge_m", width=width, input_px=input_px, head=head, activation=activation)
+
+
+def edge_l(*, width: float, input_px: int, head: str, activation: str = "relu") -> Built:
+    """As `edge_s`, six layers deeper: 83.8 M multiply-accumulates and 1.33 M parameters at 64 px and width 1."""
+    return _edge("edge_l", width=width, input_px=input_px, head=head, activation=activation)
 
 
 def cnn5(*, width: float, input_px: int, head: str, activation: str = "relu") -> Built:
@@ -169,7 +199,11 @@ def vgg11(*, width: float, input_px: int, head: str, activation: str = "relu") -
 
 
 def vgg16(*, width: float, input_px: int, head: str, activation: str = "relu") -> Built:
-    """VGG-16 (configuration D) with batch-norm; 14,714,688 folded parameters in its convolutions."""
+    """VGG-16 (configuration D) with batch-norm; 14,714,688 folded parameters in its convolutions.
+
+    That 2M BeautyNet's teacher of 14,793 K is one such trunk with pooled heads is assumed from its size: with 150
+    shared hidden units, beauty and gender it has 14,792,695.
+    """
     return _vgg("vgg16", width=width, input_px=input_px, head=head, activation=activation)
 
 
@@ -186,8 +220,10 @@ def lightcnn9(*, width: float, input_px: int, head: str, activation: str = "relu
             halved by a max-feature-map at 128 px.
 
     Source:
-        Wu et al., A Light CNN for Deep Face Representation, arXiv:1511.02683, table 2. Batch-norm behind each
-        convolution is ours (it folds away); the published network has none.
+        Wu et al., A Light CNN for Deep Face Representation, arXiv:1511.02683, table 2, and the authors' code where the
+        paper's count of 5,556 K differs from it. Batch-norm behind each convolution is ours (it folds away); the
+        published network has none. That 2M BeautyNet's student of 1,366 K is the pooled form is assumed: with 588
+        shared hidden units and two heads it has 1,366,023.
     """
     _only_relu("lightcnn9", activation)
     plan = (  # kernel, channels behind the max-feature-map, pooling behind it
@@ -547,6 +583,8 @@ BUILDERS: dict[str, Builder] = {
     "tcdcn_60": tcdcn_60,
     "inception_resnet_v1": inception_resnet_v1,
     "edge_s": edge_s,
+    "edge_m": edge_m,
+    "edge_l": edge_l,
     "cnn5": cnn5,
     "vgg11": vgg11,
     "lightcnn9": lightcnn9,
