@@ -1238,6 +1238,76 @@ def _answers() -> Reader:
     return Reader(make=make, read=load_answers, grown=_only("manifest.json", files))
 
 
+def _shards() -> Reader:
+    """Tar shards, with an index file and without; headers are changed with their checksums put right."""
+    import tarfile
+    from unittest import mock
+
+    from edgeface.data.pack import ENVIRONMENT
+    from edgeface.data.shards import index_file, survey, write_index
+    from edgeface.data.sources import open_source
+
+    picture = pictures_of_all_kinds()["rgb.png"]
+    told = [
+        {"key": "a", "person": "ann", "crop": [16.0, 16.0, 20.0], "labels": {"gender": 1, "age": [20, 29]}},
+        {"box": [1, 2, 20, 20], "gender": "male", "landmarks5": [[10, 12], [30, 12], [20, 20], [12, 30], [28, 30]]},
+        {"labels": {"attributes": [1, 0, None, 0], "beauty_score": 0.5, "identity": 3}, "groups": {"skin": "dark"}},
+    ]
+    kinds = [bytes([value]) for value in b"01234567DKLMSVgx\0Z"]
+    names = ["../x.png", "/x.png", "0.png", "a/0.png", "C:\\x.png", ".", "0", ".png", "x" * 99, "0.gender.cls", "0.cls"]
+
+    def tar(dice: random.Random) -> bytes:
+        form = dice.choice((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT))
+        parts = []
+        for number, tree in enumerate(told):
+            document = _json(dice, mutate_tree(dice, tree)) if dice.randrange(3) == 0 else json.dumps(tree).encode()
+            for name, content in ((f"{number}.png", picture), (f"{number}.json", document)):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                if dice.randrange(12) == 0:
+                    member.name = dice.choice(names)
+                if dice.randrange(16) == 0:
+                    member.type, member.linkname = dice.choice(kinds), "../secret"
+                if dice.randrange(16) == 0:
+                    member.size = dice.choice((0, 1, 511, 513, 1 << 20, 8**11 - 1))
+                if dice.randrange(12) == 0:
+                    member.pax_headers = {
+                        dice.choice(("path", "size", "GNU.sparse.size", "comment")): dice.choice(names)
+                    }
+                header = bytearray(member.tobuf(form))
+                if dice.randrange(12) == 0:
+                    header = bytearray(mutate_bytes(dice, bytes(header)))
+                    if len(header) >= 512:
+                        header[148:156] = b" " * 8
+                        header[148:156] = b"%06o\0 " % sum(header[:512])
+                parts.append(bytes(header) + content + bytes(-len(content) % 512))
+        whole = b"".join([*parts, bytes(1024)])
+        return mutate_bytes(dice, whole) if dice.randrange(4) == 0 else whole
+
+    def make(dice: random.Random) -> Files:
+        files = {"train-0.tar": tar(dice)}
+        if dice.randrange(3) == 0:
+            files["index"] = str(dice.randrange(2**32)).encode()  # stands for an index file that fits, then is changed
+        return files
+
+    def read(folder: Path) -> object:
+        index = index_file(folder, "train")
+        index.unlink(missing_ok=True)
+        with mock.patch.dict(os.environ, {ENVIRONMENT: str(folder / "cache")}):
+            try:
+                if (folder / "index").is_file():
+                    write_index(index, survey(folder / "train-0.tar"), key="")
+                    dice = random.Random((folder / "index").read_bytes())
+                    if dice.randrange(2):
+                        index.write_bytes(_json(dice, mutate_tree(dice, json.loads(index.read_bytes()))))
+                corpus = open_source(f"webdataset:{folder}@train", root=folder)
+                return [corpus.load(place).shape for place in range(len(corpus))]
+            finally:
+                shutil.rmtree(folder / "cache", ignore_errors=True)
+
+    return Reader(make=make, read=read)
+
+
 READERS: dict[str, Callable[[], Reader]] = {
     "recipe": _recipe,
     "metadata": _metadata,
@@ -1252,6 +1322,7 @@ READERS: dict[str, Callable[[], Reader]] = {
     "signature": _signature,
     "pairs": _pairs,
     "answers": _answers,
+    "shards": _shards,
     "litert": _litert,
     "onnx": _onnx,
     "openvino": _openvino,

@@ -614,7 +614,7 @@ def read_index(file: Path) -> Shards:
             class_task=str(told.get("cls", "")),
             scales={name: (_finite(low), _finite(high)) for name, (low, high) in told.get("scales", {}).items()},
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(
             f"an index that cannot be read ({type(error).__name__}: {error})",
             expected="an index file as edgeface data pack --shards writes it",
@@ -696,7 +696,7 @@ def _shard_as_json(shard: Shard) -> dict[str, Any]:
 
 
 def _summary_of(task: Task, entry: Mapping[str, Any]) -> Summary:
-    counts = np.asarray(entry.get("counts", []), np.int64)
+    counts = np.asarray(_whole_numbers(entry.get("counts", [])), np.int64)
     shape = np.asarray(entry.get("shape", []), np.float64).reshape(-1, 2)
     expected = {Kind.CLASSES: (len(task.classes),), Kind.ATTRIBUTES: (len(task.classes), 2)}.get(task.kind, (0,))
     points = task.points if task.kind is Kind.LANDMARKS else 0
@@ -714,6 +714,10 @@ def _whole_number(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**53:
         raise ValueError(f"{value!r} in the place of a whole number")
     return value
+
+
+def _whole_numbers(value: Any) -> Any:
+    return [_whole_numbers(part) for part in value] if isinstance(value, list) else _whole_number(value)
 
 
 def _finite(value: Any) -> float:
