@@ -1,18 +1,20 @@
 """Where the training loop spends its time: pictures a second, and the share that passes outside the networks.
 
-    EDGEFACE_DATA=FOLDER python -m benchmarks.loop [RECIPE…] [--steps N] [--threads N] [--note TEXT]
+    EDGEFACE_DATA=FOLDER python -m benchmarks.loop [RECIPE…] [--steps N] [--threads N] [--ahead N]
 
 Runs a few steps of each stage of a recipe (teacher, student from labels alone, student under the teacher, QAT) under
 Python's own profiler, after two steps that are not counted. "Network" is the forward and backward pass of the network
 that is trained and the forward pass of its teacher; everything else is outside: making the pictures, losses, optimizer,
-averaging, the loop itself. Validations and checkpoints come between steps, at times of their own, and are not in it.
-The rows are added to benchmarks/results/loop.json, where a row of the same recipe, stage, threads and note is replaced.
+averaging, the loop itself. Of pictures that threads make ahead, what counts is how long the loop waits for them.
+Validations and checkpoints come between steps, at times of their own, and are not in it. The rows are added to
+benchmarks/results/loop.json, where a row of the same recipe, stage, threads and ahead is replaced.
 """
 
 from __future__ import annotations
 
 import argparse
 import cProfile
+import os
 import pstats
 import tempfile
 import time
@@ -20,6 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from edgeface.config import load_recipe
 from edgeface.files import read_json, write_json
@@ -36,7 +39,7 @@ LIMIT = 0.10  # largest share outside the networks that we accept
 
 # Part to the functions whose time it is: end of the file's name, function. A built-in has no file.
 _PARTS = {
-    "pictures": (("edgeface/data/loader.py", "at"),),
+    "pictures": (("edgeface/data/ahead.py", "ahead"),),
     "forward": (("lightning_fabric/wrappers.py", "forward"),),
     "teacher": (("distill/objective.py", "_ask_teacher"),),
     "backward": (("~", "<method 'run_backward' of 'torch._C._EngineBase' objects>"),),
@@ -48,14 +51,23 @@ _LOOP = ("distill/train.py", "train")
 _BETWEEN = (("distill/train.py", "_save_partial"), ("distill/train.py", "_watch"))
 
 
-def measure(recipe: Recipe, *, steps: int, note: str = "") -> list[dict[str, Any]]:
+def measure(recipe: Recipe, *, steps: int, ahead: int | None = None) -> list[dict[str, Any]]:
     """A row for each stage.
 
     Args:
         recipe: A resolved recipe whose sources are there.
         steps: Profiled steps of each stage.
-        note: What is special about these rows, such as "before".
+        ahead: Threads that make pictures ahead; 0 makes them when they are asked for. None takes what training would.
     """
+    from distill import stages as trained
+
+    threads = trained.spare_threads(recipe.threads) if ahead is None else ahead
+    with mock.patch.object(trained, "spare_threads", return_value=threads):
+        rows = _measured(recipe, steps=steps)
+    return [{**row, "ahead": threads} for row in rows]
+
+
+def _measured(recipe: Recipe, *, steps: int) -> list[dict[str, Any]]:
     from distill.stages import train_student, train_teacher, training_data
     from quantize.stage import train_qat
 
@@ -93,7 +105,6 @@ def measure(recipe: Recipe, *, steps: int, note: str = "") -> list[dict[str, Any
                     "recipe": recipe.name,
                     "stage": stage,
                     "threads": recipe.threads,
-                    "note": note,
                     "steps": steps,
                     "batch": spec.batch,
                     **_profiled(timed[stage], pictures=steps * spec.batch),
@@ -147,11 +158,11 @@ def _spent(found: dict[tuple[str, int, str], tuple[Any, ...]], file: str, name: 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """One line a row; shares in percent."""
     parts = ("forward", "backward", "teacher", "pictures", "losses", "optimizer", "average", "rest")
-    heads = ("recipe", "stage", "threads", "images/s", "outside, %", *parts)
+    heads = ("recipe", "stage", "threads", "ahead", "images/CPU s", "outside, %", *parts)
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for row in rows:
-        name = f"`{row['recipe']}`" + (f" ({row['note']})" if row["note"] else "")
-        cells = [name, row["stage"], str(row["threads"]), f"{row['images_per_s']:.0f}", f"{100 * row['outside']:.1f}"]
+        cells = [f"`{row['recipe']}`", row["stage"], str(row["threads"]), str(row["ahead"])]
+        cells += [f"{row['images_per_cpu_s']:.0f}", f"{100 * row['outside']:.1f}"]
         lines.append("| " + " | ".join([*cells, *(f"{100 * row['shares'][part]:.1f}" for part in parts)]) + " |")
     return "\n".join(lines)
 
@@ -161,7 +172,10 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
 
 `python -m benchmarks.loop RECIPE --threads N`, conditions in the JSON. A few steps of each stage under Python's
 profiler; the columns after "outside" are shares of the loop's time in percent. "Outside" is all but the networks:
-forward and backward of the one that is trained, and its teacher's forward.
+forward and backward of the one that is trained, and its teacher's forward. "Threads" compute the networks, "ahead" is
+how many more make pictures meanwhile: 0 is how it was before, and how it is while the networks use all cores. A second
+of CPU time is that of one core, whatever else the machine had to do; pictures a second of the clock stand in the JSON,
+with the load of the machine.
 
 {markdown(rows)}
 """
@@ -174,24 +188,24 @@ def main() -> None:
     parser.add_argument("recipes", nargs="*", default=["all-tasks-cpu", "mtfl-cpu"], metavar="RECIPE")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--note", default="")
+    parser.add_argument("--ahead", type=int, metavar="N", help="threads that make pictures; default: as in training")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     rows = read_json(arguments.out)["rows"] if arguments.out.is_file() else []
     for name in arguments.recipes:
         recipe = resolve(load_recipe(name, overrides=[f"threads={arguments.threads}"]))
         use_threads(recipe)
-        made = measure(recipe, steps=arguments.steps, note=arguments.note)
+        made = measure(recipe, steps=arguments.steps, ahead=arguments.ahead)
         replaced = [_identity(row) for row in made]
         rows = [*(row for row in rows if _identity(row) not in replaced), *made]
-        conditions = {"machine": cpu(), "versions": versions(), "commit": commit()}
+        conditions = {"machine": cpu(), "versions": versions(), "commit": commit(), "load_average": os.getloadavg()}
         write_json(arguments.out, {"schema": 1, "limit": LIMIT, "rows": rows, "conditions": conditions})
         arguments.out.with_suffix(".md").write_text(page(rows), encoding="utf-8")
     print(markdown(rows))
 
 
 def _identity(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[key] for key in ("recipe", "stage", "threads", "note"))
+    return tuple(row[key] for key in ("recipe", "stage", "threads", "ahead"))
 
 
 if __name__ == "__main__":
