@@ -167,7 +167,7 @@ def _terms(file: Path) -> tuple[str, bool]:
         return "yours", False
     try:
         found = tomllib.loads(read_limited(file, limit=limits.MANIFEST_BYTES).decode("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file} cannot be read ({error})", expected="a TOML file", where=str(file)) from None
     licence, research_only = found.get("licence"), found.get("research_only")
     if set(found) != {"licence", "research_only"} or not isinstance(licence, str) or not licence.strip():

@@ -228,7 +228,9 @@ def test_terms_of_a_folder_are_read_and_without_them_it_is_yours(tmp_path: Path)
         'license = "x"\nresearch_only = true',
         'licence = "x"\nresearch_only = true\nmore = 1',
         "= {",
+        f"licence = {'[' * 9000}",
     ],
+    ids=lambda text: text[:30] or "empty",
 )
 def test_terms_that_are_misspelt_are_refused(tmp_path: Path, text: str) -> None:
     folder = write(tmp_path, "file_name,smile\na.png,1\n")
