@@ -721,7 +721,7 @@ def _whole_numbers(value: Any) -> Any:
 
 
 def _finite(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if not _is_number(value):
         raise ValueError(f"{value!r} in the place of a number")
     return float(value)
 
@@ -832,10 +832,14 @@ def _words(told: Mapping[str, Any], name: str) -> str:
     return str(value)[: limits.LABEL_NAME] if isinstance(value, (str, int)) else ""
 
 
+def _is_number(value: Any) -> bool:
+    """Whether JSON gave a number to reckon with: to Python true is one, 1e999 infinite, and whole ones have no end."""
+    return (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) < 2**53)
+
+
 def _numbers(value: Any, count: int, *, name: str, where: str) -> list[float]:
-    # A boolean is a number to Python, and 1e999 is infinite to JSON.
     fine = isinstance(value, list) and len(value) == count
-    if not fine or not all(type(one) in (int, float) and math.isfinite(one) for one in value):
+    if not fine or not all(map(_is_number, value)):
         raise DataError(f"wrong {name}: {str(value)[:60]!r}", expected=f"{count} numbers", where=where)
     return value  # type: ignore[no-any-return]
 
@@ -870,11 +874,10 @@ def _label(task: Task, value: Any, *, where: str) -> Any:
         return _attributes(task, value, where=where)
     if task.kind is Kind.CLASSES and isinstance(value, str) and value in task.classes:
         return task.classes.index(value)
-    number = type(value) in (int, float) and math.isfinite(value)
     if task.kind is Kind.AGE:
         return _age(value, where=where)
     if task.kind is Kind.SCORE:
-        if number and 0 <= value <= 1:
+        if _is_number(value) and 0 <= value <= 1:
             return value
         raise DataError(f"wrong {task.name}: {str(value)[:60]!r}", expected="a number from 0 to 1", where=where)
     most = len(task.classes) if task.kind is Kind.CLASSES else 2**40
@@ -901,7 +904,7 @@ def _age(value: Any, *, where: str) -> tuple[float, float]:
         low, dash, high = value.partition("-")
         words = (low, high if dash else low)
         ends = [float(word) if word.isascii() and word.isdecimal() and len(word) < 4 else None for word in words]
-    fine = len(ends) == 2 and all(type(end) in (int, float) and math.isfinite(end) for end in ends)
+    fine = len(ends) == 2 and all(map(_is_number, ends))
     if not fine or not 0 <= ends[0] <= ends[1] <= 150:
         raise DataError(f"wrong age: {str(value)[:60]!r}", expected="years from 0 to 150, or a bin", where=where)
     return ends[0], ends[1]

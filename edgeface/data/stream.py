@@ -312,7 +312,9 @@ class StreamBatches:
         if augment.mirror_share > 0.0:
             for name in tasks:
                 require_mirror(name)
-        self._tables = _Tables(most=2 * OPEN)
+        smallest = np.cumsum(np.sort([unit.count for unit in self._units]))
+        window = int(np.clip(np.searchsorted(smallest, buffer, side="right"), 1, OPEN))
+        self._tables = _Tables(most=2 * window)  # of the window that is read, and of the next or the last one
 
     def __len__(self) -> int:
         return self._count
