@@ -140,7 +140,8 @@ def _check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
     beside: Any = manifest.get(BESIDE)
     golden: Any = manifest.get("golden", {})
     dicts = (beside, golden, *manifest["files"].values())
-    if not all(isinstance(each, dict) for each in dicts) or not all(map(is_plain_name, (*beside, *known))):
+    whole = all(isinstance(each, dict) for each in dicts) and isinstance(golden.get("file", ""), str)
+    if not whole or not all(map(is_plain_name, (*beside, *known))):
         raise ModelError(
             f"the manifest has no {BESIDE!r}",
             expected="the sha256 of every file",
@@ -172,7 +173,8 @@ def _check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
 def _named(manifest: Mapping[str, Any]) -> list[str]:
     """Files that the manifest names elsewhere than in BESIDE: the models with their parts, and the golden faces."""
     files, golden = manifest.get("files"), manifest.get("golden")
-    names: list[Any] = [golden.get("file")] if isinstance(golden, dict) else []
+    faces = golden.get("file") if isinstance(golden, dict) else None
+    names = [faces] if isinstance(faces, str) else []
     for name, entry in files.items() if isinstance(files, dict) else ():
         names.append(name)
         parts = entry.get("parts") if isinstance(entry, dict) else None

@@ -73,6 +73,7 @@ def test_a_signed_bundle_verifies_twin(bundle: Path, keys: tuple[Path, Path]) ->
         lambda manifest: manifest["files"].update({"edge_s.w8a8.tflite": 0.5}),
         lambda manifest: manifest["files"].update({"edge_s.w8a8.tflite": ["x"]}),
         lambda manifest: manifest.update(golden=["golden.npz"]),
+        lambda manifest: manifest["golden"].update(file=["golden.npz"]),
         lambda manifest: manifest.update(beside="MODEL_CARD.md"),
         lambda manifest: manifest["files"].update({"../x.tflite": {}}),
     ],
