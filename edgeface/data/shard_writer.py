@@ -201,8 +201,9 @@ def _made(
                 where=str(folder),
                 do="Type the same command to go on, with fewer --workers where memory is short",
             ) from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # shards that nobody began are not made
+            raise
 
 
 @functools.lru_cache(maxsize=1)
