@@ -149,6 +149,28 @@ def remove_folder(folder: Path) -> None:
     settle(folder)
 
 
+def require_room(folder: Path, size_bytes: int, *, where: Path) -> None:
+    """Refuse a folder that cannot take so many bytes, before native code ends the process in the middle of a file.
+
+    Args:
+        folder: Is there.
+        size_bytes: Set aside for a moment where the system can do that without writing them.
+        where: What the error names.
+
+    Raises:
+        OutputError: It is full, read-only or not ours, or files may not become that large.
+    """
+    aside = _aside(folder / "room")
+    try:
+        with aside.open("wb") as stream:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(stream.fileno(), 0, size_bytes)
+    except OSError as error:
+        raise output_error(error, where=where) from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file aside, flush it to disk and rename it into place.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.stages import load_network
-from edgeface.checkpoint import Checkpoint, load_checkpoint
+from edgeface.checkpoint import WEIGHTS, Checkpoint, load_checkpoint
 from edgeface.errors import (
     BudgetError,
     MissingToolError,
@@ -25,7 +26,7 @@ from edgeface.errors import (
     ResourceError,
     UnsupportedError,
 )
-from edgeface.files import write_folder
+from edgeface.files import require_room, write_folder
 from edgeface.memory import memory_error
 from edgeface.precision import IOS, PRECISIONS, check, of_target
 from edgeface.processes import ending_children, live_with_parent
@@ -115,6 +116,10 @@ def build(
         check_outputs(quantized.graph, spec)
     clock.lap("read checkpoints")
     with write_folder(folder) as aside:
+        # LLVM, OpenVINO and coremltools each end in their own way, one of them without a word, when a disk is full.
+        room = _ROOM * (sources.named.folder / WEIGHTS).stat().st_size + _ROOM_BYTES
+        require_room(aside, room, where=folder)
+        require_room(Path(tempfile.gettempdir()), room, where=Path(tempfile.gettempdir()))
         files = {precision: aside / f"{spec.name}.{precision}{artifacts.SUFFIXES[target]}" for precision in wanted}
         write_target(target, files, graph, quantized, spec, ios=ios, float_input=float_input, lap=clock.lap)
         for precision, path in files.items():
@@ -194,6 +199,7 @@ def build_many(
     return {target: found[target] for target in wanted}
 
 
+_ROOM, _ROOM_BYTES = 4, 1 << 20  # a target's files beside what its tool-kit keeps meanwhile: weights, and what is small
 _SLOWEST_FIRST = ("ios", "android", "openvino", "onnx")
 
 

@@ -27,12 +27,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import distill.train
 import distill.trouble
 from distill.train import Trained, train
 from edgeface.cli.main import main
 from edgeface.data.pack import cache_folder
 from edgeface.errors import DeviceError, MissingToolError, OutputError, ResourceError
-from edgeface.files import no_room, read_json, write_folder
+from edgeface.files import no_room, read_json, require_room, write_folder
 from edgeface.memory import is_memory, largest_that_fits, memory_error
 from edgeface.runs import FACES, begin, mark_latest, newest_run
 from edgeface.specs import TrainSpec
@@ -194,6 +195,32 @@ def test_what_native_code_says_of_a_full_disk_is_an_output_error_that_names_the_
     assert no_room(RuntimeError("another fault")) is None
     with pytest.raises(RuntimeError, match="another fault"), write_folder(tmp_path / "place"):
         raise RuntimeError("another fault")
+
+
+def test_room_for_native_code_is_asked_for_before_it_is_let_loose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_room(tmp_path, 1 << 20, where=tmp_path)
+    with full_at(1 << 19), pytest.raises(OutputError, match="file too large"):
+        require_room(tmp_path, 1 << 20, where=tmp_path)
+    monkeypatch.setattr(os, "posix_fallocate", _full)
+    with pytest.raises(OutputError, match="no space left on device"):
+        require_room(tmp_path, 1 << 20, where=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def _full(descriptor: int, begin: int, length: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["android", "openvino", "ios"])
+def test_a_full_disk_is_told_before_a_converter_meets_it(tiny: Tiny, tmp_path: Path, target: str) -> None:
+    from targets.build import build
+
+    with full_at(50_000), pytest.raises(OutputError, match="cannot write"):
+        build(tiny.run, target=target, precisions=["w8a8"], out=tmp_path / "out")
+    assert not list(tmp_path.glob("out/*"))
 
 
 @pytest.mark.slow
@@ -465,10 +492,11 @@ def test_a_clock_that_goes_back_gives_no_negative_durations(
     monkeypatch.setattr(time, "time", backwards)
     run = tmp_path / "runs" / "tiny"
     assert main(tiny.distill(run)) == 0
-    assert now < time.monotonic() + 1e12  # it was asked, or nothing was tried: see the twin
     for stage in ("teacher", "student", "qat"):
-        assert 0.0 <= read_json(run / stage / "manifest.json")["training"]["seconds"] < 600.0
+        assert read_json(run / stage / "manifest.json")["training"]["seconds"] >= 0.0
     assert tiny.same_weights(run)
+    monkeypatch.setattr(distill.train.time, "monotonic", backwards)  # the twin: as if it asked that clock
+    assert fit(Hungry(40, RuntimeError), tmp_path / "twin").seconds < 0.0
 
 
 # Where a clock may be asked that people set: for a date to be read, never for a duration or an order.

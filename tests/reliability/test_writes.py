@@ -24,7 +24,7 @@ ASIDE = ("write_folder", "TemporaryDirectory")
 
 # Functions that write into a folder which their caller has put aside, or into a stream that is no file in its place.
 WITHIN = {
-    "edgeface/files.py": {"write_bytes": "is the way itself"},
+    "edgeface/files.py": {"write_bytes": "is the way itself", "require_room": "deleted again"},
     "edgeface/data/pack.py": {"_with_header": "in the pack aside"},
     "edgeface/data/shard_writer.py": {"_write_shard": "aside, flushed and renamed: a stream of gigabytes"},
     "edgeface/report/answers.py": {"keep": "into memory"},
