@@ -123,12 +123,18 @@ def _of_bundle(folder: Path) -> tuple[Report, list[Scorecard]]:
     from edgeface.report.scorecard import read_scorecard
 
     card = read_scorecard(folder / SCORECARD)
-    report = page(
-        name=folder.resolve().name,
-        cards=[card],
-        speed="A bundle is not timed here: edgeface bench times its files, edgeface report does so for a whole run.",
-        origins=origins(None, [folder]),
-    )
+    speed = "A bundle is not timed here: edgeface bench times its files, edgeface report does so for a whole run."
+    told = origins(None, [folder])
+    try:
+        report = page(name=folder.resolve().name, cards=[card], speed=speed, origins=told)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        # All that the page shows was read from a file, and a figure of another kind is met where it is drawn.
+        raise ModelError(
+            f"it cannot be drawn ({type(error).__name__}: {error})",
+            expected="a scorecard.json as edgeface wrote it",
+            where=str(folder / SCORECARD),
+            do="Measure it again",
+        ) from error
     return report, [card]
 
 
