@@ -14,6 +14,7 @@ from benchmarks.architecture import (
     EDGE_S,
     LARGER,
     TASKS,
+    TRAINED,
     Shape,
     all_tasks,
     backbone,
@@ -31,8 +32,10 @@ from edgeface.models.network import build_network, count_parameters
 from edgeface.specs import NetworkSpec, StudentSpec
 from quantize.graph import macs, trace
 
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "architecture.json"
-DENSE = tuple(shape for shape in (*CANDIDATES, *LARGER) if shape.name != "depthwise")
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "architecture.json"
+PAGE = ROOT / "docs" / "students.md"
+DENSE = tuple(shape for shape in (*TRAINED, *LARGER) if shape.name != "depthwise")
 
 # Folded parameters and multiply-accumulates of backbones at 64 px, worked out by hand: for edge_s the convolutions' are
 # 672 + 10,416 + 20,784 + 41,568 + 3 · 83,040, the 1×1 6,208, and the linear layer 1024 · 128 + 128.
@@ -164,6 +167,30 @@ def test_students_are_within_the_default_s_latency_as_documented(found: dict[str
     assert ms.keys() >= {"edge_s", "edge_m", "edge_l"}
     litert = {row["name"]: row["us"] / 1e3 for row in found["networks"]["rows"] if row["runtime"] == "LiteRT"}
     assert litert["edge_s"] < litert["edge_m"] <= 0.25 < litert["edge_l"] <= 0.5
+
+
+def documented(found: dict[str, Any], name: str) -> str:
+    """How docs/students.md begins the row of a student, from size to latencies."""
+    own = {
+        row["runtime"]: row for row in found["networks"]["rows"] if row["name"] == name and row["made_by"] == "edgeface"
+    }
+    first, size = own["LiteRT"], own["LiteRT"]["size_bytes"]
+    written = f"{size / 1e6:.2f} MB" if size >= 1e6 else f"{size / 1e3:.0f} KB"
+    return (
+        f"| `{name}` | 64 px | {COSTS[name][0] / 1e6:.2f} M | {first['macs'] / 1e6:.1f} | {written} | "
+        f"{first['us'] / 1e3:.3f} ms | {own['OpenVINO']['us'] / 1e3:.3f} ms |"
+    )
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_the_page_of_students_says_what_was_measured(name: str, found: dict[str, Any]) -> None:
+    assert documented(found, name) in PAGE.read_text(encoding="utf-8")
+
+
+def test_another_latency_is_not_on_the_page_twin(found: dict[str, Any]) -> None:
+    for row in found["networks"]["rows"]:
+        row["us"] += 10.0
+    assert documented(found, "edge_s") not in PAGE.read_text(encoding="utf-8")
 
 
 def test_trainings_are_collected_in_the_order_of_the_candidates(tmp_path: Path) -> None:
