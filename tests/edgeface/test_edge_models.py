@@ -22,6 +22,7 @@ from benchmarks.architecture import (
     convert,
     markdown,
     network_of,
+    predicted_us,
     steps,
     table,
     time_files,
@@ -191,6 +192,23 @@ def test_another_latency_is_not_on_the_page_twin(found: dict[str, Any]) -> None:
     for row in found["networks"]["rows"]:
         row["us"] += 10.0
     assert documented(found, "edge_s") not in PAGE.read_text(encoding="utf-8")
+
+
+def off_percent(row: dict[str, Any]) -> float:
+    return 100.0 * abs(predicted_us(row["plan"], row["input_px"]) / row["us"] - 1.0)
+
+
+def test_dense_networks_take_the_time_that_their_plan_predicts(found: dict[str, Any]) -> None:
+    """2 % is what the page says; the constants stem from parts of networks, not from these."""
+    rows = [row for row in found["networks"]["rows"] if row["runtime"] == "LiteRT" and row["made_by"] == "edgeface"]
+    assert len(rows) == len(DENSE)
+    assert max(map(off_percent, rows)) < 2.0
+
+
+def test_networks_of_depthwise_convolutions_take_longer_than_predicted_twin(found: dict[str, Any]) -> None:
+    rows = [row for row in found["networks"]["rows"] if "ds2" in row["plan"]]
+    assert len(rows) == 4
+    assert min(map(off_percent, rows)) > 5.0
 
 
 def test_trainings_are_collected_in_the_order_of_the_candidates(tmp_path: Path) -> None:
