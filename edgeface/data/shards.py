@@ -62,27 +62,35 @@ class Table:
 
     Attributes:
         path: The shard.
-        keys: N names that the members of a sample share.
+        names: What the members of each sample share, one after the other: one text, because thousands of small ones
+            would leave holes in memory when the next shard takes their place.
+        spans: (N, 2) int64 beginning and end of each name.
         columns: "picture", "json", "cls" and "TASK.cls" to a column of `places`.
         places: (N, columns, 2) int64: offset and size; size -1 where a sample has no such member.
         others: Suffixes of members that nothing is read of, and how many of each.
     """
 
     path: Path
-    keys: tuple[str, ...]
+    names: str
+    spans: NDArray[np.int64]
     columns: Mapping[str, int]
     places: NDArray[np.int64]
     others: Mapping[str, int]
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.spans)
+
+    def key(self, row: int) -> str:
+        """The name of a sample."""
+        first, end = self.spans[row]
+        return self.names[first:end]
 
     def without(self, rows: Sequence[int]) -> Table:
         """The same without some samples."""
         if not rows:
             return self
         kept = np.setdiff1d(np.arange(len(self)), rows)
-        return replace(self, keys=tuple(self.keys[row] for row in kept), places=self.places[kept])
+        return replace(self, spans=self.spans[kept], places=self.places[kept])
 
     def read(self, descriptor: int, row: int, column: str) -> bytes | None:
         """The bytes of one member of a sample; None where there is none."""
@@ -93,15 +101,15 @@ class Table:
             return None
         if column != _PICTURE and size > limits.SAMPLE_BYTES:
             raise DataError(
-                f"member {self.keys[row]}.{column} of {size:,} bytes",
+                f"member {self.key(row)}.{column} of {size:,} bytes",
                 expected=f"at most {limits.SAMPLE_BYTES:,}",
                 where=str(self.path),
             )
-        return read_member(descriptor, Member(f"{self.keys[row]}.{column}", offset, size), where=str(self.path))
+        return read_member(descriptor, Member(f"{self.key(row)}.{column}", offset, size), where=str(self.path))
 
     def where(self, row: int) -> str:
         """Shard and sample, for messages."""
-        return f"{self.path}, sample {self.keys[row]!r}"
+        return f"{self.path}, sample {self.key(row)!r}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,7 +291,9 @@ def tabulate(path: Path) -> Table:
     for row, held in enumerate(found):
         for column, place in held.items():
             places[row, column] = place
-    return Table(path=path, keys=tuple(keys), columns=columns, places=places, others=dict(others))
+    ends = np.cumsum([0, *map(len, keys)], dtype=np.int64)
+    spans = np.stack([ends[:-1], ends[1:]], axis=1)
+    return Table(path=path, names="".join(keys), spans=spans, columns=columns, places=places, others=dict(others))
 
 
 def _twice(path: Path, member: Member, why: str) -> DataError:
@@ -333,7 +343,7 @@ def describe(
             broken[row] = error
             continue
         kept.append(place)
-        keys.append(_words(told, "key") or f"{table.path.stem}/{table.keys[row]}")
+        keys.append(_words(told, "key") or f"{table.path.stem}/{table.key(row)}")
         people.append(_words(told, "person") or keys[-1])
         for name, word in _groups(told).items():
             groups.setdefault(name, []).extend([""] * (len(keys) - 1 - len(groups.get(name, ()))))
@@ -471,7 +481,7 @@ def survey(path: Path, *, class_task: str = "") -> Shards:
             told = describe(descriptor, table, rows, tasks=tuple(TASKS), class_task=class_task)
             for row, error in told.broken.items():
                 left_out.append(row)
-                skipped[error.found.split(":")[0]].append(f"{table.keys[row]} ({path.name})")
+                skipped[error.found.split(":")[0]].append(f"{table.key(row)} ({path.name})")
             for name, values in told.labels.items():
                 found = _summary(TASKS[name], values, told.crops)
                 if found.labelled:
