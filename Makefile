@@ -6,13 +6,15 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3 python; do \
 	&& { echo $$python; break; }; done)
 INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo test check lint bench clean
+.PHONY: help demo test check lint bench soak audit clean
 
 help:
 	@echo "make demo    train, distil, quantize, build and score on built-in synthetic faces"
 	@echo "make test    everything CI runs: lint, types, all tests"
 	@echo "make check   lint, types, fast tests"
 	@echo "make bench   measure speed here; writes under benchmarks/results"
+	@echo "make soak    half an hour of kills, hostile inputs and full memory; prints figures"
+	@echo "make audit   licences and known faults of all dependencies; writes under benchmarks/results"
 	@echo "make clean   remove the environment and caches"
 
 demo: .venv/.android
@@ -35,6 +37,12 @@ bench: .venv/.all
 	@mkdir -p benchmarks/results
 	.venv/bin/python -m benchmarks.student_speed > benchmarks/results/student_speed.json.partial
 	@mv benchmarks/results/student_speed.json.partial benchmarks/results/student_speed.json
+
+soak: .venv/.all
+	.venv/bin/python -m benchmarks.soak
+
+audit: .venv/.all
+	.venv/bin/python -m benchmarks.audit
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
