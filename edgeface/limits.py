@@ -22,6 +22,7 @@ TAR_MEMBERS = 1_000_000
 TAR_HEADER_BYTES = 64 << 10  # of a long name or a pax header
 TAR_PADDING_BYTES = 1 << 20  # empty blocks at the end; GNU tar writes up to 10 KiB unless told otherwise
 SAMPLE_BYTES = 1 << 20  # a sample's JSON, class or text
+PLACES_BYTES = 32 << 20  # of a table of places; one of TAR_MEMBERS members, with the names edgeface gives, has 9 MB
 
 # TOML and JSON.
 RECIPE_BYTES = 256 << 10

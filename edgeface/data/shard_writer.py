@@ -1,14 +1,16 @@
 """Packing a corpus into shards: by several processes, resumable, each shard whole or absent.
 
-A shard is written aside, read back, flushed to disk and renamed; then what was found in it is noted beside it. Whoever
-comes again with the same source and options keeps every shard whose note and bytes agree, and makes the others. The
-index file, which readers ask for, is written last. The same source and options give the same bytes, whatever the number
-of processes and however often they were killed.
+A shard is written aside, read back, flushed to disk and renamed, and so is the table of its samples' places
+(`edgeface.data.places`); then what was found in it is noted beside it. Whoever comes again with the same source and
+options keeps every shard whose note and bytes agree, and makes the others. The index file, which readers ask for, is
+written last. The same source and options give the same bytes, whatever the number of processes and however often they
+were killed.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import json
 import multiprocessing
@@ -25,20 +27,23 @@ from numpy.typing import NDArray
 
 from edgeface.data.corpus import Corpus, Labels
 from edgeface.data.pack import UNDECODABLE, cut, pack_key, packed_labels
+from edgeface.data.places import encode_places, places_file
 from edgeface.data.shards import (
     NAMED,
     SUFFIX,
+    Shard,
     Shards,
     encode_labels,
     index_file,
     joined,
     read_index,
     survey,
+    tabulate,
     write_index,
 )
 from edgeface.data.sources import open_source
 from edgeface.errors import DataError, InterruptedRun, OutputError, UsageError
-from edgeface.files import output_error, read_json, settle, sha256_file, sha256_json
+from edgeface.files import output_error, read_json, settle, sha256_file, sha256_json, write_bytes
 from edgeface.processes import ending_children, live_with_parent
 from edgeface.runs import hold_run
 
@@ -173,6 +178,13 @@ def _finished(index: Path, key: str) -> Shards:
             where=str(index.parent),
             do=f"Restore them; or delete {index.name} and them, and type the same command to write them again",
         )
+    lacking = [shard for shard in found.shards if not _has_places(shard)]
+    if lacking:  # written by an earlier version, or lost
+        with hold_run(index.parent):
+            found = replace(
+                found, shards=tuple(_with_places(shard) if shard in lacking else shard for shard in found.shards)
+            )
+            write_index(index, found, key=key)
     return found
 
 
@@ -250,7 +262,7 @@ def _write_shard(plan: Plan, corpus: Corpus, number: int, file: Path, *, key: st
         split=corpus.split,
         licence=corpus.licence,
         research_only=corpus.research_only,
-        shards=tuple(replace(shard, path=file) for shard in found.shards),
+        shards=tuple(_with_places(replace(shard, path=file)) for shard in found.shards),
         skipped={UNDECODABLE: (len(skipped), tuple(skipped[:NAMED]))} if skipped else {},
         px=plan.px,
         margin=plan.margin,
@@ -259,6 +271,19 @@ def _write_shard(plan: Plan, corpus: Corpus, number: int, file: Path, *, key: st
     )
     write_index(_note_file(file), note, key=key)
     return note
+
+
+def _with_places(shard: Shard) -> Shard:
+    """Writes the table of a shard's places."""
+    table = tabulate(shard.path)
+    content = encode_places(table.names, table.spans, table.places)
+    write_bytes(places_file(shard.path), content)
+    return replace(shard, places_sha256=hashlib.sha256(content).hexdigest())
+
+
+def _has_places(shard: Shard) -> bool:
+    file = places_file(shard.path)
+    return file.is_file() and sha256_file(file) == shard.places_sha256
 
 
 def _add(archive: tarfile.TarFile, plan: Plan, corpus: Corpus, rows: range, *, skipped: list[str]) -> None:
@@ -317,6 +342,7 @@ def _kept(file: Path, key: str) -> Shards | None:
         if read_json(note)["key"] != key:
             return None
         found = read_index(note)
-        return found if sha256_file(file) == found.shards[0].sha256 else None
+        (shard,) = found.shards
+        return found if sha256_file(file) == shard.sha256 and _has_places(shard) else None
     except (OSError, ValueError, KeyError, TypeError, DataError):
         return None

@@ -18,7 +18,8 @@ The JSON object holds, each only where it is known:
     groups               subgroup to text
 
 An index file SPLIT.json stands beside the shards that edgeface writes: the terms, and of each shard its samples, bytes
-and sha256. Shards of others need none; they are read through once, and what was found is kept in the cache.
+and sha256, and the sha256 of the table of their places (`edgeface.data.places`). Shards of others need neither: they
+are read through once, and what was found is kept in the cache.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -40,7 +42,8 @@ from edgeface.data.corpus import Labels, is_labelled, unlabelled
 from edgeface.data.geometry import apply_matrix, crop_image, crop_matrix
 from edgeface.data.images import decode_image
 from edgeface.data.pack import SURVEYS, cache_folder
-from edgeface.data.tar import Member, members, open_tar, read_member
+from edgeface.data.places import read_places
+from edgeface.data.tar import Member, member_at, members, open_tar, read_member
 from edgeface.errors import DataError, UsageError
 from edgeface.files import is_plain_name, read_json, sha256_file, sha256_json, write_json
 from edgeface.tasks import TASKS, Kind, Task
@@ -68,6 +71,7 @@ class Table:
         columns: "picture", "json", "cls" and "TASK.cls" to a column of `places`.
         places: (N, columns, 2) int64: offset and size; size -1 where a sample has no such member.
         others: Suffixes of members that nothing is read of, and how many of each.
+        walked: Whether headers were gone through for it; else each member's is judged when the member is read.
     """
 
     path: Path
@@ -76,6 +80,7 @@ class Table:
     columns: Mapping[str, int]
     places: NDArray[np.int64]
     others: Mapping[str, int]
+    walked: bool = True
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -105,7 +110,21 @@ class Table:
                 expected=f"at most {limits.SAMPLE_BYTES:,}",
                 where=str(self.path),
             )
-        return read_member(descriptor, Member(f"{self.key(row)}.{column}", offset, size), where=str(self.path))
+        member = Member(f"{self.key(row)}.{column}", offset, size)
+        if not self.walked:
+            member = self._judged(member_at(descriptor, self.path, offset), row, column, size=size)
+        return read_member(descriptor, member, where=str(self.path))
+
+    def _judged(self, member: Member, row: int, column: str, *, size: int) -> Member:
+        key, suffix = _split(member.name)
+        if (key, _column(suffix), member.size) != (self.key(row), column, size):
+            raise DataError(
+                f"member {member.name!r} of {member.size:,} bytes at byte {member.offset:,}",
+                expected=f"the {column} of sample {self.key(row)!r} with {size:,}, as the table of places says",
+                where=str(self.path),
+                do="Write the shards again; or delete the table, and the shard's headers are gone through instead",
+            )
+        return member
 
     def where(self, row: int) -> str:
         """Shard and sample, for messages."""
@@ -156,6 +175,7 @@ class Shard:
         size_bytes: Its size.
         sha256: Digest of its bytes.
         left_out: Rows of samples that cannot be used.
+        places_sha256: Digest of its table of places; "" where it has none.
     """
 
     path: Path
@@ -163,14 +183,30 @@ class Shard:
     size_bytes: int
     sha256: str
     left_out: tuple[int, ...] = ()
+    places_sha256: str = ""
 
     @property
     def name(self) -> str:
         return self.path.stem
 
     def whole_table(self) -> Table:
-        """Where its samples lie, those left out included."""
-        return tabulate(self.path)
+        """Where its samples lie, those left out included: by its table of places, else by its headers.
+
+        Raises:
+            DataError: No shard, one that is refused, or a table that is not its own.
+        """
+        found = self._tabled() if self.places_sha256 else None
+        return tabulate(self.path) if found is None else found
+
+    def _tabled(self) -> Table | None:
+        with open_tar(self.path) as descriptor:
+            shard_bytes = os.fstat(descriptor).st_size
+        told = read_places(self.path, sha256=self.places_sha256, shard_bytes=shard_bytes)
+        if told is None:
+            return None
+        names, spans, places = told
+        columns = {_PICTURE: 0, _JSON: 1}
+        return Table(path=self.path, names=names, spans=spans, columns=columns, places=places, others={}, walked=False)
 
     def table(self) -> Table:
         """Where its samples lie, without those left out.
@@ -266,24 +302,20 @@ def tabulate(path: Path) -> Table:
     others: dict[str, int] = defaultdict(int)
     with open_tar(path) as descriptor:
         for member in members(descriptor, path):
-            folder, slash, name = member.name.rpartition("/")
-            stem, dot, suffix = name.partition(".")
-            if not stem or not dot:
+            key, suffix = _split(member.name)
+            if not key:
                 continue
-            key, suffix = folder + slash + stem, suffix.lower()
             if not keys or keys[-1] != key:
                 if key in seen:
                     raise _twice(path, member, "its sample began earlier in the shard")
                 seen.add(key)
                 keys.append(key)
                 found.append({})
-            if suffix in PICTURES:
-                column = 0
-            elif suffix in (_JSON, _CLASS) or (suffix.endswith(f".{_CLASS}") and suffix[:-4] in TASKS):
-                column = columns.setdefault(suffix, len(columns))
-            else:
+            name = _column(suffix)
+            if not name:
                 others[suffix] += 1
                 continue
+            column = columns.setdefault(name, len(columns))
             if column in found[-1]:
                 raise _twice(path, member, "its sample has one already")
             found[-1][column] = (member.offset, member.size)
@@ -294,6 +326,21 @@ def tabulate(path: Path) -> Table:
     ends = np.cumsum([0, *map(len, keys)], dtype=np.int64)
     spans = np.stack([ends[:-1], ends[1:]], axis=1)
     return Table(path=path, names="".join(keys), spans=spans, columns=columns, places=places, others=dict(others))
+
+
+def _split(name: str) -> tuple[str, str]:
+    """The sample that a member is of, "" for one of none, and its suffix in small letters."""
+    folder, slash, file = name.rpartition("/")
+    stem, dot, suffix = file.partition(".")
+    return folder + slash + stem if stem and dot else "", suffix.lower()
+
+
+def _column(suffix: str) -> str:
+    """What members with a suffix hold, as `Table.columns` names it; "" where nothing is read of them."""
+    if suffix in PICTURES:
+        return _PICTURE
+    known = suffix in (_JSON, _CLASS) or (suffix.endswith(f".{_CLASS}") and suffix[:-4] in TASKS)
+    return suffix if known else ""
 
 
 def _twice(path: Path, member: Member, why: str) -> DataError:
@@ -691,6 +738,7 @@ def _shard_of(entry: Mapping[str, Any], folder: Path) -> Shard:
         size_bytes=_whole_number(entry["bytes"]),
         sha256=str(entry["sha256"]),
         left_out=tuple(map(_whole_number, entry.get("left_out", ()))),
+        places_sha256=str(entry.get("places", "")),
     )
 
 
@@ -702,6 +750,7 @@ def _shard_as_json(shard: Shard) -> dict[str, Any]:
         "bytes": shard.size_bytes,
         "sha256": shard.sha256,
         **({"left_out": list(shard.left_out)} if shard.left_out else {}),
+        **({"places": shard.places_sha256} if shard.places_sha256 else {}),
     }
 
 

@@ -93,6 +93,29 @@ def read_member(descriptor: int, member: Member, *, where: str) -> bytes:
     return content
 
 
+def member_at(descriptor: int, path: Path, offset: int) -> Member:
+    """The plain file whose first byte is at a place, by the header before it, which states its whole name.
+
+    Args:
+        descriptor: From `open_tar`.
+        path: Its path, for messages.
+        offset: What someone says is the place of a member; nothing of that is believed.
+
+    Raises:
+        DataError: No header of a plain file stands there.
+    """
+    place = offset - BLOCK
+    header = os.pread(descriptor, BLOCK, place) if place >= 0 else b""
+    if len(header) < BLOCK:
+        _refuse(path, f"no tar header at byte {place:,}")
+    size = _checked_size(header, path, place)
+    name = _name(header, path, place)
+    _check_name(name, path, place)
+    if header[156] not in _PLAIN:
+        _refuse(path, f"member {name!r} is {_REFUSED.get(header[156], f'of type {chr(header[156])!r}')}")
+    return Member(name, offset, size)
+
+
 def members(descriptor: int, path: Path) -> Iterator[Member]:
     """The plain files of a tar in their order; each header is checked before it is followed.
 
