@@ -58,6 +58,7 @@ class Balancer(nn.Module):
         present: Tensor,
         features: Tensor,
         *,
+        beside: Tensor | None = None,
         differentiate: Callable[[Tensor], None],
         add_up: Callable[[], None] = _alone,
     ) -> None:
@@ -69,10 +70,12 @@ class Balancer(nn.Module):
             losses: As for `total`, over all processes.
             present: As for `total`, over all processes.
             features: As for `total`, of this process.
+            beside: A loss that is no task's: its gradient is added to what the tasks' come to, as it is.
             differentiate: Back-propagates a scalar through the network, as the loop's Fabric does it.
             add_up: Adds up what the network's gradients hold over all processes; called once.
         """
-        differentiate(self.total(losses, present, features))
+        total = self.total(losses, present, features)
+        differentiate(total if beside is None else total + beside)
         add_up()
 
     def begin_epoch(self) -> None:
@@ -225,6 +228,7 @@ class GradNorm(Balancer):
         present: Tensor,
         features: Tensor,
         *,
+        beside: Tensor | None = None,
         differentiate: Callable[[Tensor], None],
         add_up: Callable[[], None] = _alone,
     ) -> None:
@@ -236,7 +240,8 @@ class GradNorm(Balancer):
         )
         if ranks.count() > 1:
             lengths = ranks.total(lengths.square()).sqrt()
-        differentiate(self.total(losses, present, features))
+        total = self.total(losses, present, features)
+        differentiate(total if beside is None else total + beside)
         add_up()
         with torch.no_grad():
             reached = losses.detach() / self.first.clamp(min=1e-12)
@@ -351,6 +356,7 @@ class Surgery(Balancer):
         present: Tensor,
         features: Tensor,
         *,
+        beside: Tensor | None = None,
         differentiate: Callable[[Tensor], None],
         add_up: Callable[[], None] = _alone,
     ) -> None:
@@ -359,19 +365,33 @@ class Surgery(Balancer):
 
         rule = {"pcgrad": aggregation.PCGrad, "aligned": aggregation.AlignedMTL}[self.spec.name]
         weighted = [one for one, here in zip(self.base * losses, present.tolist(), strict=True) if here]
-        if not weighted:
-            add_up()
-            return
         shared = [leaf for leaf in _leaves(features) if leaf.requires_grad]
-        # One after another: vmap over a batch-norm network costs more memory than the second pass costs time.
-        autojac.mtl_backward(weighted, features, shared_params=shared, retain_graph=True, parallel_chunk_size=1)
+        known = {id(leaf) for leaf in shared}
+        if weighted:
+            autojac.mtl_backward(
+                weighted,
+                features,
+                # Named, because losses are divided in one stack: a compared map makes the trunk a part of every task's.
+                tasks_params=[[leaf for leaf in _leaves(one) if id(leaf) not in known] for one in weighted],
+                shared_params=shared,
+                retain_graph=True,
+                parallel_chunk_size=1,  # vmap over a batch-norm network costs more memory than a second pass costs time
+            )
+        if beside is not None:
+            differentiate(beside)
         add_up()  # the heads' gradients are there; the shared ones come of the tasks' own, added up before
+        if not weighted:
+            return
         ranks.add_up([leaf.jac for leaf in shared])  # type: ignore[attr-defined]
+        others = [leaf.grad for leaf in shared]
+        for leaf in shared:
+            leaf.grad = None
         autojac.jac_to_grad(shared, rule())
-        if self.spec.name == "aligned":  # which averages, where the weighted sum adds
-            for leaf in shared:
-                if leaf.grad is not None:
-                    leaf.grad.mul_(len(weighted))
+        for leaf, other in zip(shared, others, strict=True):
+            if self.spec.name == "aligned" and leaf.grad is not None:
+                leaf.grad.mul_(len(weighted))  # it averages, where the weighted sum adds
+            if other is not None:
+                leaf.grad = other if leaf.grad is None else leaf.grad + other
 
 
 def _leaves(tensor: Tensor) -> list[Tensor]:
@@ -490,10 +510,13 @@ class Balancing:
         if self._stopping is not None:
             self._stopping.saw(losses, present)
             present = present * self._stopping.active
-        if found.beside is not None:
-            differentiate(found.beside)
         self._balancer.backward(
-            losses, present, self._features(), differentiate=differentiate, add_up=self._add_gradients
+            losses,
+            present,
+            self._features(),
+            beside=found.beside,
+            differentiate=differentiate,
+            add_up=self._add_gradients,
         )
         total = (self._balancer.base * present * losses).sum().detach()
         return total if found.beside is None else total + found.beside.detach(), found.parts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from distill import train as training
 from distill.balance import Balancing, balancer
+from distill.features import FeaturePairs
 from distill.objective import Objective
 from distill.stages import balancing_with
 from distill.stopping import Stopping
@@ -211,6 +213,51 @@ def test_every_balancer_works_in_half_floats_and_with_labels_missing(name: str) 
     assert cosine > 0.98
     other = torch.cosine_similarity(of_trunk(full), of_trunk(gradient(name, half_floats=True, brighter=0.3)), dim=0)
     assert other < 0.9  # the twin: other labels
+
+
+def step_with_features(name: str, *, form: str, weight: float) -> tuple[dict[str, Tensor], float, float]:
+    """Gradients in the network after one batch whose features a teacher is compared with, the total and that loss."""
+    network, teacher = (build_network(replace(NETWORK, dropout=0.0), MODEL, seed=seed) for seed in (3, 4))
+    spec = DistillSpec(losses={FEATURES: form}, feature_weight=weight)
+    pairs = FeaturePairs(network, teacher.eval().requires_grad_(False), spec, seed=0)
+    objective = Objective(
+        model=MODEL, weights=WEIGHTS, loss=LossSpec(), distill=spec, teacher=teacher, teacher_model=MODEL, pairs=pairs
+    )
+    taps = Taps(network, [FEATURES])
+    balancing = Balancing(
+        objective,
+        balancer(WEIGHTS, BalancerSpec(name=name), features=network.heads["gender"].in_features),
+        stopping=None,
+        features=lambda: taps.take()[0],
+        network=network,
+    )
+    batch = next(Batches().epoch(0))
+    outputs = network(batch.images)
+    total, parts = balancing.backward(outputs, batch.images, batch.labels, differentiate=lambda total: total.backward())
+    trained = [*network.named_parameters(), *objective.companions.named_parameters()]
+    found = {key: each.grad.clone() for key, each in trained if each.grad is not None}
+    return found, float(total), float(parts[FEATURES].detach())
+
+
+@pytest.mark.parametrize("form", ["cosine", "hint"])  # of what the heads read, and of a map before it
+@pytest.mark.parametrize("name", specs.BALANCERS)
+def test_a_loss_between_features_is_added_whole_to_what_any_balancer_makes_of_the_tasks(name: str, form: str) -> None:
+    step = partial(step_with_features, form=form)
+    (plain, of_tasks, _), (both, total, between) = step(name, weight=1e-9), step(name, weight=10.0)
+    (fixed, *_), (summed, *_) = step("fixed", weight=1e-9), step("fixed", weight=10.0)
+
+    def trunk(found: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat([each.flatten() for key, each in found.items() if key.startswith("backbone")])
+
+    added, wanted = trunk(both) - trunk(plain), trunk(summed) - trunk(fixed)
+    # Float32 sums of a gradient that is as long as the tasks' own: 1e-7 of it at each of some hundred additions.
+    near = 1e-4 * float(wanted.abs().max())
+    assert torch.allclose(added, wanted, atol=near, rtol=0.0)
+    assert not torch.allclose(added, len(WEIGHTS) * wanted, atol=near, rtol=0.0), "twin: counted once for each task"
+    adapters = [key for key in both if key.startswith("adapters")]
+    assert adapters
+    assert all(both[key].any() for key in adapters)
+    assert total == pytest.approx(of_tasks + 10.0 * between, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["famo", "gradnorm", "pcgrad"])

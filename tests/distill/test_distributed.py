@@ -241,6 +241,22 @@ def taught(folder: Path, *, features: str) -> Tensors:
     return learned(fit(folder, network=network, objective=objective))
 
 
+def compared(folder: Path, *, name: str) -> Tensors:
+    """A loss between layers beside tasks that a balancer combines."""
+    network, teacher = (build_network(NETWORK, MODEL, seed=seed) for seed in (3, 4))
+    distill = DistillSpec(losses={FEATURES: "hint"})
+    objective = Objective(
+        model=MODEL,
+        weights=WEIGHTS,
+        loss=LossSpec(),
+        distill=distill,
+        teacher=teacher.eval().requires_grad_(False),
+        teacher_model=MODEL,
+        pairs=FeaturePairs(network, teacher, distill, seed=0),
+    )
+    return learned(fit(folder, network=network, objective=objective, name=name))
+
+
 def quantized(folder: Path, *, calibration: str) -> Tensors:
     spec = QatSpec(calibration=calibration, freeze_share=0.4)
     network = prepare(build_network(NETWORK, MODEL, seed=3).eval(), spec)
@@ -308,6 +324,7 @@ SCENARIOS: Mapping[str, Callable[[Path], Tensors]] = {
     "in_parts": partial(unnormed, parts=2),
     **{f"balanced {name}": partial(balanced, name=name) for name in specs.BALANCERS},
     **{f"taught {name}": partial(taught, features=name) for name in ("relational", "hint")},
+    **{f"compared {name}": partial(compared, name=name) for name in ("fixed", "aligned")},
     **{f"quantized {name}": partial(quantized, calibration=name) for name in specs.CALIBRATIONS},
     "answered pictures": answered_pictures,
     "stopped_by_one": stopped_by_one,
