@@ -1,13 +1,15 @@
 """How fast shards are packed and streamed, and how much memory a streamed training loop holds, by number of samples.
 
     python -m benchmarks.streaming rates  [--faces 4096] [--rounds 5]
+    python -m benchmarks.streaming places [--faces 4096] [--rounds 5]
     python -m benchmarks.streaming memory [--samples 10000 100000 1000000]
 
-Both write into benchmarks/results/streaming.{json,md}; memory also streaming-memory.{csv,png}. Faces are drawn ones,
+All write into benchmarks/results/streaming.{json,md}; memory also streaming-memory.{csv,png}. Faces are drawn ones,
 stored as JPEG files with five landmarks, gender and age, so that packing decodes as it would a real corpus. `rates`
 takes the ways of reading in turn, round after round, and gives medians: what other programs take of the machine then
-falls on all of them. `memory` makes its shards by copying one of 4,096 faces (24 px), and walks one epoch of each size
-in a process of its own, whose resident memory the kernel tells; the copies are deleted afterwards.
+falls on all of them. `places` does so with the two ways to find samples, by tables and by headers. `memory` makes its
+shards by copying one of 4,096 faces (24 px), and walks one epoch of each size in a process of its own, whose resident
+memory the kernel tells; the copies are deleted afterwards.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import csv
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -33,6 +36,7 @@ import numpy as np
 from edgeface.data.corpus import Corpus
 from edgeface.data.loader import Batches
 from edgeface.data.pack import pack
+from edgeface.data.places import SUFFIX, places_file
 from edgeface.data.shard_writer import Plan, encode_picture, pack_shards
 from edgeface.data.shards import Shards, index_file, joined, read_index, tabulate, write_index
 from edgeface.data.sources import open_source
@@ -209,6 +213,47 @@ def rates(work: Path, *, count: int, rounds: int) -> dict[str, Any]:
     }
 
 
+def places(work: Path, *, count: int, rounds: int) -> dict[str, Any]:
+    """What finding samples takes by tables of places and by headers, of one shard; medians over interleaved rounds."""
+    faces = work / "faces"
+    write_faces(faces, count)
+    folders = {"by tables": work / "tabled", "by headers": work / "walked"}
+    tabled = pack_shards(plan(faces, px=PX, encoding="jpg", size=SHARD), folders["by tables"], workers=2)
+    shutil.copytree(folders["by tables"], folders["by headers"], ignore=shutil.ignore_patterns(f"*{SUFFIX}"))
+    ways: dict[str, Callable[[], object]] = {}
+    for name, folder in folders.items():
+        shards = read_index(index_file(folder, ""))
+        stream = open_stream(f"webdataset:{folder}", px=PX, margin=MARGIN)
+        ways[f"places, {name}"] = lambda shards=shards: [shard.table() for shard in shards.shards]
+        ways[f"crops in order, {name}"] = lambda stream=stream: [
+            len(piece) for _, pieces in once(stream) for piece in pieces
+        ]
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            found[name].append(1e6 * seconds(way)[1] / count)
+    rows = [
+        {
+            "what": name,
+            "cpu_us": round(statistics.median(times), 2),
+            "lowest": round(min(times), 2),
+            "highest": round(max(times), 2),
+        }
+        for name, times in found.items()
+    ]
+    size = sum(places_file(shard.path).stat().st_size for shard in tabled.shards)
+    return {
+        "faces": count,
+        "shard": SHARD,
+        "px": PX,
+        "rounds": rounds,
+        "load_average": round(os.getloadavg()[0], 1),
+        "table_bytes_per_sample": round(size / count, 1),
+        "rows": rows,
+        "conditions": {"machine": cpu(), "versions": versions(), "commit": commit()},
+    }
+
+
 def copy_shards(work: Path, most: int) -> Shards:
     """Enough copies of one packed shard for `most` samples."""
     faces = work / "faces"
@@ -225,6 +270,7 @@ def copy_shards(work: Path, most: int) -> Shards:
         path.write_bytes(
             content.replace(b'"key":"00', b'"key":"' + (LETTERS[number // 36] + LETTERS[number % 36]).encode())
         )
+        shutil.copyfile(places_file(shard.path), places_file(path))
         parts.append(replace(one, split="train", shards=(replace(shard, path=path, sha256=sha256_file(path)),)))
     return joined(parts)
 
@@ -284,7 +330,8 @@ def memory(work: Path, counts: Sequence[int]) -> list[dict[str, Any]]:
         number = -(-count // SHARD)
         chosen = replace(shards, shards=shards.shards[:number], tasks=scaled(shards, number))
         for shard in chosen.shards:
-            (folder / shard.path.name).symlink_to(shard.path)
+            for file in (shard.path, places_file(shard.path)):
+                (folder / file.name).symlink_to(file)
         write_index(index_file(folder, "train"), chosen, key="")
         for way in ("stream", "corpus") if count <= 100_000 else ("stream",):
             command = [sys.executable, "-m", "benchmarks.streaming", "walk", str(folder), way]
@@ -359,6 +406,20 @@ def report(found: dict[str, Any]) -> str:
             "",
             f"Bytes of a sample, tar headers and labels included: {sizes}.",
         ]
+    if "places" in found:
+        part = found["places"]
+        lines += [
+            "",
+            f"Finding samples: processor time of a sample, µs; {part['faces']:,} crops of {part['px']} px as jpg in "
+            f"shards of {part['shard']:,}, medians of {part['rounds']} interleaved rounds. By tables, the header of "
+            "each member is checked when that member is read, so that one process which reads all of them gains "
+            "nothing; what a process does for the samples of others is the first row alone. "
+            f"A table has {part['table_bytes_per_sample']} bytes a sample.",
+            "",
+            "| | median | lowest | highest |",
+            "|---|---:|---:|---:|",
+            *(f"| {row['what']} | {row['cpu_us']} | {row['lowest']} | {row['highest']} |" for row in part["rows"]),
+        ]
     if "memory" in found:
         lines += [
             "",
@@ -379,7 +440,7 @@ def report(found: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("rates", "memory", "walk", "report"))
+    parser.add_argument("what", choices=("rates", "places", "memory", "walk", "report"))
     parser.add_argument("rest", nargs="*")
     parser.add_argument("--faces", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=5)
@@ -394,9 +455,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=arguments.work) as place:
             if arguments.what == "rates":
                 found["rates"] = rates(Path(place), count=arguments.faces, rounds=arguments.rounds)
+            elif arguments.what == "places":
+                found["places"] = places(Path(place), count=arguments.faces, rounds=arguments.rounds)
             else:
                 found["memory"] = memory(Path(place), arguments.samples)
-        found["conditions"] = {"machine": cpu(), "versions": versions(), "commit": commit(), "decoding_threads": 2}
+        if arguments.what != "places":  # which states its own
+            found["conditions"] = {"machine": cpu(), "versions": versions(), "commit": commit(), "decoding_threads": 2}
         write_json(OUT, found)
     if "memory" in found:
         table = ["samples,way,before_mib,median_mib,most_mib,samples_per_s"]

@@ -15,13 +15,10 @@ import dataclasses
 import fcntl
 import json
 import multiprocessing
-import multiprocessing.connection
-import os
 import re
 import shutil
 import statistics
 import sys
-import threading
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,6 +40,7 @@ from edgeface.errors import (
 )
 from edgeface.files import sha256_json, write_bytes, write_json
 from edgeface.metrics import confusion
+from edgeface.processes import live_with_parent
 from edgeface.provenance import commit, cpu, versions
 from edgeface.specs import IMBALANCE_LOSSES, STAGES, Recipe
 from edgeface.tasks import TASKS, Kind
@@ -534,7 +532,7 @@ def judged(table: Table, found: Found) -> list[dict[str, Any]]:
             verdict = "held"
         elif all(gain < -relation.within for gain in gains):
             verdict = "did not hold"
-        lines.append({**to_plain(relation), "gains": gains, "verdict": verdict})
+        lines.append({**to_plain(relation), "gains": gains, "seeds": len(table.seeds), "verdict": verdict})
     return lines
 
 
@@ -625,7 +623,10 @@ def published_table(lines: Sequence[Mapping[str, Any]]) -> str:
     heads += ["likely reason"] if reasons else []
     rows = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for line in lines:
-        cells = [line["says"], line["source"], spread(line["gains"]), line["verdict"]]
+        verdict = line["verdict"]
+        if verdict == "NOT_RUN":
+            verdict += f": {len(line['gains'])} of {line['seeds']} seeds"
+        cells = [line["says"], line["source"], spread(line["gains"]), verdict]
         if reasons:
             cells.append(line["reason"] if line["verdict"] in ("did not hold", "undecided") else "")
         rows.append("| " + " | ".join(cells) + " |")
@@ -650,7 +651,9 @@ def index(tables: Mapping[str, Table], records: Sequence[Record]) -> str:
     parts = [
         "# Which published relations held",
         "How the tables are made and repeated: [docs/tables.md](../../../docs/tables.md). A relation held when it did "
-        "with every seed, did not hold when the opposite came out with every seed, and is undecided in between.",
+        "with every seed, did not hold when the opposite came out with every seed, and is undecided in between; it is "
+        "NOT_RUN before two seeds of both rows are there. Differences are of the same seed, in the unit of the table's "
+        "column (of all columns at once: percent of the errors), above 0 where the published row is the better one.",
         "\n".join(lines),
         *sections,
     ]
@@ -796,18 +799,6 @@ def only_queue(runs: Path) -> Iterator[None]:
         yield
 
 
-def _die_with_parent() -> None:
-    """A queue that is killed takes its processes along, or they would train beside the next queue's."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def work(
     todo: Sequence[tuple[Training, str]], tables: Mapping[str, Table], records: list[Record], arguments: Any
 ) -> None:
@@ -830,7 +821,7 @@ def work(
                 keep(train(training, key=key, runs=arguments.runs))
             continue
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(arguments.jobs, mp_context=context, initializer=_die_with_parent) as pool:
+        with ProcessPoolExecutor(arguments.jobs, mp_context=context, initializer=live_with_parent) as pool:
             futures = [pool.submit(train, training, key=key, runs=arguments.runs) for training, key in group]
             for future in as_completed(futures):
                 keep(future.result())

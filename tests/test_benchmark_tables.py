@@ -230,10 +230,10 @@ def test_a_queue_that_is_killed_leaves_no_process_behind(tmp_path: Path) -> None
     script = """
 import multiprocessing, os, sys, time
 from concurrent.futures import ProcessPoolExecutor
-from benchmarks.tables import _die_with_parent
+from edgeface.processes import live_with_parent
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=_die_with_parent) as pool:
+    with ProcessPoolExecutor(1, mp_context=context, initializer=live_with_parent) as pool:
         print(pool.submit(os.getpid).result(), flush=True)
         pool.submit(time.sleep, 600)
         time.sleep(600)

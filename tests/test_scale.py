@@ -14,7 +14,7 @@ FOUND = Measured(
     pack_per_s=100.0,
     batches_per_s={"png": 300.0, "jpg": 400.0},
     in_order_per_s={"png": 500.0, "jpg": 1000.0},
-    places_per_s=10_000.0,
+    places_per_s={"tables": 10_000.0, "headers": 5_000.0},
     gradient_bytes={"VGG16": 50e6, "edge_s": 2e6},
     collectives={"VGG16": 20.0, "edge_s": 10.0},
     gflop=(5.0, 20.0),
@@ -25,17 +25,18 @@ def test_the_plan_is_the_arithmetic_of_its_figures() -> None:
     it = plan(FOUND, Assumed(), faces=36_000_000, gpus=10)
     assert it["jpg_tb"] == pytest.approx(0.36)
     assert it["pack_core_h"] == pytest.approx(100.0)
-    assert it["places_epoch_h"] == pytest.approx(1.0)
+    assert (it["places_epoch_h"], it["headers_epoch_h"]) == pytest.approx((1.0, 2.0))
     assert it["as_built_epoch_h"] == pytest.approx(2.5)
     assert it["teacher_compute_images_per_s"] == pytest.approx(100_000.0)
     assert it["total_as_built_h"] == pytest.approx(21 * 3.5)
+    assert it["total_headers_h"] == pytest.approx(21 * 4.5)
 
 
 def test_more_gpus_hasten_decoding_and_not_the_search_for_samples() -> None:
     few, many = (plan(FOUND, Assumed(), faces=36_000_000, gpus=gpus) for gpus in (10, 20))
     assert many["as_built_epoch_h"] == pytest.approx(few["as_built_epoch_h"] / 2)
     assert many["places_epoch_h"] == few["places_epoch_h"]
-    slower = replace(FOUND, places_per_s=5_000.0)
+    slower = replace(FOUND, places_per_s={"tables": 5_000.0, "headers": 5_000.0})
     assert plan(slower, Assumed(), faces=36_000_000, gpus=20)["places_epoch_h"] == 2 * few["places_epoch_h"]  # twin
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from distill.streaming import ShardAnswers, store_answers
 from edgeface.cli.main import main
 from edgeface.data.loader import answered
 from edgeface.data.pack import pack
+from edgeface.data.places import SUFFIX
 from edgeface.data.shard_writer import Plan, pack_shards
 from edgeface.data.sources import open_source
 from edgeface.data.stream import Stream, StreamBatches, open_stream
@@ -233,8 +235,12 @@ def test_training_on_shards_gives_the_weights_of_training_on_the_pack(
     pack_shards(plan, tmp_path / "shards", workers=1)
     plain = distilled(tmp_path, "synthetic:40@train")
     stream = distilled(tmp_path, f"webdataset:{tmp_path / 'shards'}")
+    # In a folder of its own, where no teacher is found to be linked to.
+    shutil.copytree(tmp_path / "shards", tmp_path / "own" / "shards", ignore=shutil.ignore_patterns(f"*{SUFFIX}"))
+    without_tables = distilled(tmp_path / "own", f"webdataset:{tmp_path / 'own' / 'shards'}")
     for stage in ("teacher", "student"):
-        assert weights(plain / stage) == weights(stream / stage)
+        assert not (without_tables / stage).is_symlink()
+        assert weights(plain / stage) == weights(stream / stage) == weights(without_tables / stage)
     # The teacher of the stream, asked once, teaches a student from what is stored.
     capsys.readouterr()
     command = ["eval", str(stream / "teacher"), "--data", f"webdataset:{tmp_path / 'shards'}"]
