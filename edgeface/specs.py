@@ -24,6 +24,7 @@ RESEARCH = ("tcdcn", "tcdcn_local", "tcdcn_unshared", "tcdcn_60", "inception_res
 BACKBONES = (*TEACHERS, *RESEARCH, *STUDENTS)
 UNPOOLED = ("edge_s", "edge_m", "edge_l")  # students without a max-pooling, which no PReLU may stand before
 ACTIVATIONS = ("relu", "prelu")
+LANDMARK_HEADS = ("linear", "integral")
 IMAGENET = "imagenet"  # a start that is no folder
 CORPORA = (
     *("synthetic", "folder", "mtfl", "fairface", "ferplus", "mebeauty", "london", "lsafbd", "scut_fbp5500", "utkface"),
@@ -182,7 +183,11 @@ class NetworkSpec:
         head: "pool" for global average pooling, "flatten" to keep the last map; "" takes the backbone's own.
         dropout: Share of shared features dropped in training.
         activation: One of ACTIVATIONS; networks with non-linearities of their own take "relu" only.
+        landmark_head: One of LANDMARK_HEADS: "linear" over the shared features, as of every task, or "integral", the
+            expected places of heatmaps; only TEACHERS take the latter.
     """
+
+    LATER: ClassVar[tuple[str, ...]] = ("landmark_head",)
 
     backbone: str
     width: float = 1.0
@@ -191,9 +196,17 @@ class NetworkSpec:
     head: str = ""
     dropout: float = 0.0
     activation: str = "relu"
+    landmark_head: str = "linear"
 
     def __post_init__(self) -> None:
         _refuse(
+            _unless_one_of(LANDMARK_HEADS, "landmark_head", self.landmark_head),
+            _unless(
+                self.landmark_head == "linear" or self.backbone in TEACHERS,
+                "landmark_head",
+                self.landmark_head,
+                f"'linear' with {self.backbone}: heatmaps are for teachers ({', '.join(TEACHERS)})",
+            ),
             _unless_one_of(BACKBONES, "backbone", self.backbone),
             _unless(0.0 < self.width <= 4.0, "width", self.width, "a factor in (0, 4]"),
             _unless(16 <= self.input_px <= 512, "input_px", self.input_px, "16 to 512 pixels"),

@@ -9,8 +9,8 @@ channel, He et al., arXiv:1502.01852); a network that has no choice of it refuse
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +30,14 @@ class Built:
         features: D.
         branch: Given an output, what stands between the backbone and that output's own linear layer, where the outputs
             do not share all layers.
+        maps: Names of the children whose maps an integral head reads, with their channels: strides 4, 8, …, each half
+            the side of the one before. Empty where no such head is to be had.
     """
 
     module: nn.Sequential
     features: int
     branch: Callable[[OutputSpec], Built] | None = None
+    maps: Mapping[str, int] = field(default_factory=dict)
 
 
 def scaled(channels: int, width: float) -> int:
@@ -182,15 +185,19 @@ _VGG: dict[str, tuple[tuple[int, ...], ...]] = {
 
 def _vgg(name: str, *, width: float, input_px: int, head: str, activation: str = "relu") -> Built:
     layers: list[tuple[str, nn.Module]] = []
+    maps: dict[str, int] = {}
     channels, side = 3, input_px
     for stage, plan in enumerate(_VGG[name], start=1):
         for number, base in enumerate(plan, start=1):
             outputs = scaled(base, width)
             layers.append((f"conv{stage}_{number}", _block(*_conv_bn_relu(channels, outputs, activation=activation))))
             channels = outputs
+        if stage >= 3:
+            maps[layers[-1][0]] = channels
         layers.append((f"pool{stage}", nn.MaxPool2d(2)))
         side //= 2
-    return _closed(layers, channels=channels, side=side, head=head or "pool", name=name, input_px=input_px)
+    built = _closed(layers, channels=channels, side=side, head=head or "pool", name=name, input_px=input_px)
+    return replace(built, maps=maps)
 
 
 def vgg11(*, width: float, input_px: int, head: str, activation: str = "relu") -> Built:
@@ -427,6 +434,7 @@ def resnet50(*, width: float, input_px: int, head: str, activation: str = "relu"
         ("relu", nn.ReLU(inplace=True)),
         ("maxpool", nn.MaxPool2d(3, 2, 1)),
     ]
+    maps: dict[str, int] = {}
     channels, side = base, -(-input_px // 4)
     for stage, (planes, blocks, stride) in enumerate(((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)), start=1):
         parts: list[nn.Module] = []
@@ -435,8 +443,10 @@ def resnet50(*, width: float, input_px: int, head: str, activation: str = "relu"
             parts.append(Bottleneck(channels, width_here, stride=stride if number == 0 else 1))
             channels = width_here * Bottleneck.expansion
         layers.append((f"layer{stage}", nn.Sequential(*parts)))
+        maps[f"layer{stage}"] = channels
         side = -(-side // stride)
-    return _closed(layers, channels=channels, side=side, head=head or "pool", name="resnet50", input_px=input_px)
+    built = _closed(layers, channels=channels, side=side, head=head or "pool", name="resnet50", input_px=input_px)
+    return replace(built, maps=maps)
 
 
 def _unit(inputs: int, outputs: int, kernel: int | tuple[int, int], *, stride: int = 1, same: bool = True) -> nn.Module:

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from edgeface.errors import ConfigError
 from edgeface.models.backbones import BUILDERS, initialise
+from edgeface.models.integral import IntegralHead
 from edgeface.models.layers import Luma, Standardize
 from edgeface.specs import STUDENTS, ModelSpec, NetworkSpec, OutputSpec
+from edgeface.tasks import TASKS, Kind
 
 # Statistics of ImageNet in 0–255 values, as the torchvision teachers expect them.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -35,6 +37,7 @@ class MultiTaskNetwork(nn.Module):
         hidden: Shared layer behind the backbone; identity when the spec has none.
         branches: Output name to what stands between the shared features and its head; empty for most backbones.
         heads: Output name to its linear layer.
+        integrals: Output name to its head over the trunk's maps, for landmarks where the spec asks for it.
         frozen_prefix: How many of the trunk's blocks stay fixed and in evaluation mode.
     """
 
@@ -62,6 +65,15 @@ class MultiTaskNetwork(nn.Module):
             self.hidden = nn.Sequential(nn.Linear(features, network.hidden), activation)
             features = network.hidden
         self.dropout = nn.Dropout(network.dropout)
+        integral = [
+            output
+            for output in model.outputs
+            if network.landmark_head == "integral" and TASKS[output.task].kind is Kind.LANDMARKS
+        ]
+        self._maps = tuple(built.maps) if integral else ()
+        self.integrals = nn.ModuleDict(
+            {output.name: IntegralHead(tuple(built.maps.values()), mean_shape=output.mean_shape) for output in integral}
+        )
         own = {} if built.branch is None else {output.name: built.branch(output) for output in model.outputs}
         self.branches = nn.ModuleDict({name: branch.module for name, branch in own.items()})
         self.heads = nn.ModuleDict(
@@ -70,6 +82,7 @@ class MultiTaskNetwork(nn.Module):
                     own[output.name].features if output.name in own else features, math.prod(output.shape)
                 )
                 for output in model.outputs
+                if output.name not in self.integrals
             }
         )
 
@@ -82,13 +95,29 @@ class MultiTaskNetwork(nn.Module):
         Returns:
             Output name to (B, *shape): logits, scores, embeddings, or landmark offsets in crop sides.
         """
-        features = self.dropout(self.hidden(self.backbone(self.standardize(images))))
-        return {
+        features, maps = self._trunk(self.standardize(images))
+        features = self.dropout(self.hidden(features))
+        outputs = {
             name: head(self.branches[name](features) if name in self.branches else features).unflatten(
                 1, self.shapes[name]
             )
             for name, head in self.heads.items()
         }
+        if not maps:
+            return outputs
+        outputs |= {name: head(maps) for name, head in self.integrals.items()}
+        return {name: outputs[name] for name in self.shapes}
+
+    def _trunk(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Features of standardized images, and the maps that integral heads read."""
+        if not self._maps:
+            return self.backbone(images), []
+        maps = []
+        for name, child in self.backbone.named_children():
+            images = child(images)
+            if name in self._maps:
+                maps.append(images)
+        return images, maps
 
     def freeze(self, blocks: int) -> None:
         """Keep the first blocks of the trunk as they are: no gradient, and batch-norm as in evaluation.
@@ -188,6 +217,9 @@ def build_network(network: NetworkSpec, model: ModelSpec, *, seed: int = 0) -> M
             assert isinstance(head, nn.Linear)
             head.weight.normal_(0.0, 0.01, generator=generator)
             head.bias.zero_()
+        for integral in built.integrals.values():
+            assert isinstance(integral, IntegralHead)
+            integral.heatmap.weight.normal_(0.0, 0.01, generator=generator)
     return built
 
 

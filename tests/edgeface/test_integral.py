@@ -1,0 +1,98 @@
+"""Integral heads: expected places against loops, and teachers that answer with them."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgeface.errors import ConfigError
+from edgeface.models.integral import SPAN, IntegralHead, expected_places
+from edgeface.models.network import build_network, model_spec
+from edgeface.specs import RESEARCH, STUDENTS, TEACHERS, NetworkSpec, output_spec
+
+MEAN_SHAPE = ((0.3, 0.4), (0.7, 0.4), (0.5, 0.55), (0.35, 0.7), (0.65, 0.7))
+OUTPUTS = (output_spec("landmarks5", mean_shape=MEAN_SHAPE), output_spec("gender"))
+
+
+def by_loops(logits: Tensor) -> Tensor:
+    """x and y of one map of logits, cell by cell."""
+    rows, columns = logits.shape
+    total, x, y = 0.0, 0.0, 0.0
+    for row, column in product(range(rows), range(columns)):
+        weight = float(logits[row, column].double().exp())
+        total += weight
+        x += weight * (0.5 + SPAN * ((column + 0.5) / columns - 0.5))
+        y += weight * (0.5 + SPAN * ((row + 0.5) / rows - 0.5))
+    return torch.tensor([x / total, y / total])
+
+
+def test_expected_places_equal_their_loops() -> None:
+    logits = torch.randn(3, 2, 6, 4, generator=torch.Generator().manual_seed(0))
+    found = expected_places(logits)
+    for sample, point in product(range(3), range(2)):
+        assert found[sample, point].tolist() == pytest.approx(by_loops(logits[sample, point]).tolist(), abs=1e-6)
+    assert not torch.allclose(found[0, 0], by_loops(logits[0, 0].T), atol=1e-3)  # twin: rows and columns exchanged
+
+
+def test_a_sharp_map_points_at_its_cell_and_a_flat_one_at_the_middle() -> None:
+    logits = torch.zeros(1, 2, 8, 8)
+    logits[0, 0, 1, 6] = 100.0
+    sharp, flat = expected_places(logits)[0]
+    assert sharp.tolist() == pytest.approx([0.5 + SPAN * (6.5 / 8 - 0.5), 0.5 + SPAN * (1.5 / 8 - 0.5)])
+    assert flat.tolist() == pytest.approx([0.5, 0.5])
+
+
+@pytest.mark.parametrize(("backbone", "px"), [("vgg16", 64), ("vgg19", 48), ("resnet50", 64), ("resnet50", 50)])
+def test_a_teacher_answers_with_offsets_in_the_order_of_its_outputs(backbone: str, px: int) -> None:
+    network = NetworkSpec(backbone=backbone, width=0.25, input_px=px, head="flatten", landmark_head="integral")
+    built = build_network(network, model_spec(network, OUTPUTS), seed=1)
+    answers = built(torch.rand(2, 3, px, px, generator=torch.Generator().manual_seed(0)) * 255)
+    assert {name: tuple(value.shape) for name, value in answers.items()} == {"landmarks5": (2, 5, 2), "gender": (2, 2)}
+    assert list(answers) == ["landmarks5", "gender"]
+    # It begins with flat maps, in the middle of the crop.
+    middle = 0.5 - torch.tensor(MEAN_SHAPE)
+    assert torch.allclose(answers["landmarks5"], middle.expand(2, 5, 2), atol=0.05)
+    answers["landmarks5"].square().sum().backward()
+    touched = [name for name, value in built.named_parameters() if value.grad is not None and value.grad.any()]
+    assert any(name.startswith("backbone.") for name in touched)
+    assert not any(name.startswith("heads.") for name in touched)
+
+
+def test_other_outputs_do_not_depend_on_the_landmark_head() -> None:
+    network = NetworkSpec(backbone="vgg16", width=0.25, input_px=48, landmark_head="integral")
+    built = build_network(network, model_spec(network, OUTPUTS), seed=1).eval()
+    images = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0)) * 255
+    features = built.backbone(built.standardize(images))
+    answers = built(images)
+    assert torch.equal(answers["gender"], built.heads["gender"](features))
+    with torch.no_grad():
+        next(built.integrals.parameters()).add_(1.0)
+        again = built(images)
+    assert torch.equal(again["gender"], answers["gender"])
+    assert not torch.equal(again["landmarks5"], answers["landmarks5"])  # twin
+
+
+def test_a_head_follows_a_face_that_moves() -> None:
+    generator = torch.Generator().manual_seed(0)
+    head = IntegralHead((8, 8), mean_shape=((0.5, 0.5),))
+    spot = torch.zeros(2, 8, 16, 16)
+    spot[0, :, 4, 4] = spot[1, :, 4, 8] = 5.0
+    coarse = torch.zeros(2, 8, 8, 8)
+    for module in head.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data.normal_(0.0, 0.5, generator=generator)
+    head.eval()
+    head.smooth[0][1].running_mean.zero_()
+    first, second = head([spot, coarse])[:, 0].detach()
+    assert abs(float(second[0] - first[0])) > 1e-3
+    assert float(second[1] - first[1]) == pytest.approx(0.0, abs=1e-5)  # twin: it moved sideways only
+
+
+@pytest.mark.parametrize("backbone", [*STUDENTS, *RESEARCH])
+def test_networks_that_are_deployed_have_linear_heads(backbone: str) -> None:
+    assert backbone not in TEACHERS
+    with pytest.raises(ConfigError, match=f"landmark_head: 'integral'.*'linear' with {backbone}"):
+        NetworkSpec(backbone=backbone, landmark_head="integral")
