@@ -38,6 +38,7 @@ from edgeface.checkpoint import read_model_spec
 from edgeface.config import to_plain
 from edgeface.errors import ConfigError, DataError, ModelError, did_you_mean
 from edgeface.files import is_plain_name, read_json, sha256_file, sha256_json, write_folder, write_json
+from edgeface.models.heads import heatmap_points
 from edgeface.specs import ModelSpec, OutputSpec
 from edgeface.tasks import TASKS, Kind
 
@@ -367,10 +368,10 @@ def taught_tasks(model: ModelSpec, student: ModelSpec, *, where: str) -> list[st
         )
     for output in shared:
         other = theirs[output.name]
-        if TASKS[output.task].kind is Kind.LANDMARKS and len(other.mean_shape) != output.shape[0]:
+        if TASKS[output.task].kind is Kind.LANDMARKS and len(other.mean_shape) != len(output.mean_shape):
             raise ConfigError(
                 f"{output.name!r} with a mean shape of {len(other.mean_shape)} points",
-                expected=f"{output.shape[0]}: its answers are offsets from them",
+                expected=f"{len(output.mean_shape)}: its answers are offsets from them",
                 where=where,
                 do="Write them into the manifest, or leave the task out",
             )
@@ -385,6 +386,8 @@ def taught_tasks(model: ModelSpec, student: ModelSpec, *, where: str) -> list[st
 
 
 def _meaning(output: OutputSpec) -> tuple[object, ...]:
+    if TASKS[output.task].kind is Kind.LANDMARKS:  # as heatmaps or as offsets, it means places
+        return (len(output.mean_shape), 2)
     # A teacher in whose description the classes are not named is taken at its word.
     return (output.shape, *(output.classes or TASKS[output.task].classes))
 
@@ -453,6 +456,6 @@ def taught_values(output: OutputSpec, raw: NDArray[Any], margins: NDArray[np.flo
         margins: (N,) side of each packed crop over the side of the nominal crop.
     """
     if TASKS[output.task].kind is Kind.LANDMARKS:
-        points = raw + np.asarray(output.mean_shape, np.float32)
+        points = heatmap_points(raw) if output.heatmap else raw + np.asarray(output.mean_shape, np.float32)
         raw = (points - 0.5) / margins[:, None, None] + 0.5
     return np.asarray(raw, np.float32)

@@ -19,6 +19,7 @@ from distill.features import attention_transfer, hint, relational
 from distill.imbalance import imbalance_loss
 from edgeface.errors import DataError, ModelError, UnsupportedError
 from edgeface.models.heads import OLDEST, expected_years
+from edgeface.models.integral import expected_places
 from edgeface.specs import IMBALANCE_LOSSES, DistillSpec, LossSpec, OutputSpec
 from edgeface.tasks import TASKS, Kind
 
@@ -293,7 +294,8 @@ def require_shapes(output: OutputSpec, prediction: Tensor, labels: Tensor | None
     if labels is None:
         return
     kind = TASKS[output.task].kind
-    sample = {Kind.LANDMARKS: output.shape, Kind.AGE: (2,), Kind.ATTRIBUTES: output.shape}.get(kind, ())
+    points = (len(output.mean_shape), 2)
+    sample = {Kind.LANDMARKS: points, Kind.AGE: (2,), Kind.ATTRIBUTES: output.shape}.get(kind, ())
     if tuple(labels.shape) != (len(prediction), *sample):
         raise DataError(
             f"labels of shape {tuple(labels.shape)} against outputs of shape {tuple(prediction.shape)}",
@@ -327,10 +329,9 @@ def hard_loss(
     form = spec.forms.get(output.task, "")
     # A NaN label would poison the gradient of its masked sample, so it is replaced before the loss, not after.
     if kind is Kind.LANDMARKS:
-        mean = _mean_shape(output, like=prediction)
-        target = torch.where(known.view(-1, 1, 1), labels, mean)
+        target = torch.where(known.view(-1, 1, 1), labels, _mean_shape(output, like=prediction))
         value = LANDMARK_LOSSES[spec.landmarks](
-            prediction + mean, target, width=spec.wing_width, curvature=spec.wing_curvature
+            _places(output, prediction), target, width=spec.wing_width, curvature=spec.wing_curvature
         )
     elif form == "distribution":
         years = torch.nan_to_num(labels) if kind is Kind.AGE else labels.clamp(min=0)[:, None].to(prediction)
@@ -368,6 +369,13 @@ def _years(output: OutputSpec, raw: Tensor) -> Tensor:
     if output.stages:
         return expected_years(raw, output.stages).clamp(0.0, OLDEST)
     return torch.softmax(raw, dim=1) @ torch.arange(raw.shape[1], device=raw.device, dtype=raw.dtype)
+
+
+def _places(output: OutputSpec, raw: Tensor) -> Tensor:
+    """(B, K, 2) landmarks in crop sides that a network of either form of landmark output answers."""
+    if output.heatmap:
+        return expected_places(raw.permute(0, 3, 1, 2))
+    return raw + _mean_shape(output, like=raw)
 
 
 def _mean_shape(output: OutputSpec, *, like: Tensor) -> Tensor:
@@ -464,15 +472,15 @@ def soft_loss(
         DataError: The labels have another shape than the prediction asks for.
     """
     require_shapes(output, prediction, labels)
-    require_shapes(teacher_output if output.stages else output, teacher)
+    own_form = output.stages or output.heatmap or teacher_output.heatmap
+    require_shapes(teacher_output if own_form else output, teacher)
     if output.stages:
         taught = _years(teacher_output, teacher)[:, None]
         return age_distance(expected_years(prediction, output.stages), taught.expand(-1, 2))
     kind, known = TASKS[output.task].kind, known_rows(output, labels)
     target = labels
     if kind is Kind.LANDMARKS:
-        prediction = prediction + _mean_shape(output, like=prediction)
-        teacher = teacher + _mean_shape(teacher_output, like=prediction)
+        prediction, teacher = _places(output, prediction), _places(teacher_output, teacher)
         target = torch.where(known.view(-1, 1, 1), labels, teacher)
     elif kind is Kind.SCORE:
         target = torch.nan_to_num(labels)[:, None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -203,15 +203,17 @@ class Objective:
     def _from_stored(self, name: str, prediction: Tensor, labels: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(B,) loss against stored answers, 0 where there is none, and (B,) bool where there is one."""
         output, answers = self.model.output(name), labels[answered(name)]
+        stored = output
         if TASKS[output.task].kind is Kind.LANDMARKS:  # stored as points; soft_loss adds the mean shape
             answers = answers - torch.tensor(output.mean_shape, device=answers.device, dtype=answers.dtype)
+            stored = replace(output, shape=tuple(answers.shape[1:]), heatmap=False)
 
         def lose(prediction: Tensor, answers: Tensor, labels: Tensor) -> Tensor:
             told = _told(answers)
             if not told.any():
                 return prediction.flatten(1).sum(dim=1) * 0.0
             # Only the rows that have one: some losses compare samples with each other.
-            soft = self._soft(name, prediction[told], answers[told], labels[told], output)
+            soft = self._soft(name, prediction[told], answers[told], labels[told], stored)
             return soft.new_zeros(len(told)).masked_scatter(told, soft)
 
         form = self.distill.losses.get(output.task, "")

@@ -216,6 +216,9 @@ def read_model_spec(plain: Any, *, where: str) -> ModelSpec:
             )
         if output.mean_shape and task is not None and len(output.mean_shape) != task.points:
             fault(f"outputs[{place}].mean_shape", len(output.mean_shape), f"{task.points} points")
+        points = len(output.mean_shape)
+        if output.heatmap and (len(output.shape) != 3 or output.shape[2] != points):
+            fault(f"outputs[{place}].shape", output.shape, f"rows, columns and {points} points of heatmaps")
         if not 0.0 < output.threshold < 1.0:
             fault(f"outputs[{place}].threshold", output.threshold, "a probability between 0 and 1")
         if any(not 1 <= bins <= limits.OUTPUT_VALUES for bins in output.stages):

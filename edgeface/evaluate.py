@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edgeface.errors import DataError, ModelError
 from edgeface.groups import group_columns
 from edgeface.metrics import Scores, agreement, score, why_absent
-from edgeface.models.heads import stage_years
+from edgeface.models.heads import heatmap_points, stage_years
 from edgeface.specs import DERIVED, ModelSpec, OutputSpec
 from edgeface.tasks import TASKS, Kind
 from edgeface.verification import draw_pairs, read_pairs, score_pairs
@@ -359,6 +359,8 @@ def evaluation_pack(
 
 def _decode(output: OutputSpec, raw: NDArray[Any]) -> NDArray[Any]:
     kind = TASKS[output.task].kind
+    if output.heatmap:
+        return heatmap_points(raw)
     if kind is Kind.LANDMARKS:
         return np.asarray(np.asarray(output.mean_shape, np.float32) + raw)
     if kind is Kind.SCORE:

@@ -24,7 +24,8 @@ RESEARCH = ("tcdcn", "tcdcn_local", "tcdcn_unshared", "tcdcn_60", "inception_res
 BACKBONES = (*TEACHERS, *RESEARCH, *STUDENTS)
 UNPOOLED = ("edge_s", "edge_m", "edge_l")  # students without a max-pooling, which no PReLU may stand before
 ACTIVATIONS = ("relu", "prelu")
-LANDMARK_HEADS = ("linear", "integral")
+# Each with the backbones that can take it.
+LANDMARK_HEADS = {"linear": BACKBONES, "integral": TEACHERS, "heatmap": ("edge_s", "edge_m", "edge_l")}
 IMAGENET = "imagenet"  # a start that is no folder
 CORPORA = (
     *("synthetic", "folder", "mtfl", "fairface", "ferplus", "mebeauty", "london", "lsafbd", "scut_fbp5500", "utkface"),
@@ -106,6 +107,11 @@ COSTS = ("latency_ms", "size_bytes", "macs")
 SWEPT_TARGETS = ("android", "openvino", "onnx")  # whose files this machine can time
 
 
+def landmark_heads(backbone: str) -> tuple[str, ...]:
+    """The landmark heads that a backbone can take."""
+    return tuple(head for head, backbones in LANDMARK_HEADS.items() if backbone in backbones)
+
+
 def _unless(condition: bool, key: str, found: object, expected: str, *, hint: str = "") -> ConfigError | None:
     if condition:
         return None
@@ -160,7 +166,10 @@ class OutputSpec:
         mean_shape: (K, 2) mean landmarks in crop sides, row by row; a landmark output is an offset from it.
         threshold: Probability of class 1 above which a two-class decision is class 1.
         stages: Bins of each stage of a stage-wise age, coarsest first; empty for one class a year.
+        heatmap: Whether landmarks come as logits of cells, of shape (rows, columns, K), in the place of offsets.
     """
+
+    LATER: ClassVar[tuple[str, ...]] = ("heatmap",)
 
     name: str
     task: str
@@ -169,6 +178,7 @@ class OutputSpec:
     mean_shape: tuple[tuple[float, float], ...] = ()
     threshold: float = 0.5
     stages: tuple[int, ...] = ()
+    heatmap: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,8 +193,9 @@ class NetworkSpec:
         head: "pool" for global average pooling, "flatten" to keep the last map; "" takes the backbone's own.
         dropout: Share of shared features dropped in training.
         activation: One of ACTIVATIONS; networks with non-linearities of their own take "relu" only.
-        landmark_head: One of LANDMARK_HEADS: "linear" over the shared features, as of every task, or "integral", the
-            expected places of heatmaps; only TEACHERS take the latter.
+        landmark_head: One of LANDMARK_HEADS: "linear" over the shared features, as of every task; "integral", offsets
+            by the expected places of heatmaps inside a teacher; or "heatmap", the heatmaps themselves, which a student
+            can compute in integers.
     """
 
     LATER: ClassVar[tuple[str, ...]] = ("landmark_head",)
@@ -200,12 +211,12 @@ class NetworkSpec:
 
     def __post_init__(self) -> None:
         _refuse(
-            _unless_one_of(LANDMARK_HEADS, "landmark_head", self.landmark_head),
+            _unless_one_of(tuple(LANDMARK_HEADS), "landmark_head", self.landmark_head),
             _unless(
-                self.landmark_head == "linear" or self.backbone in TEACHERS,
+                self.backbone in LANDMARK_HEADS.get(self.landmark_head, BACKBONES),
                 "landmark_head",
                 self.landmark_head,
-                f"'linear' with {self.backbone}: heatmaps are for teachers ({', '.join(TEACHERS)})",
+                f"what {self.backbone} can take: {', '.join(landmark_heads(self.backbone))}",
             ),
             _unless_one_of(BACKBONES, "backbone", self.backbone),
             _unless(0.0 < self.width <= 4.0, "width", self.width, "a factor in (0, 4]"),

@@ -19,10 +19,10 @@ from edgeface.models.network import MultiTaskNetwork
 
 INPUT = "image"
 
-Op = Literal["conv2d", "linear", "max_pool", "mfm", "add", "mean", "flatten"]
+Op = Literal["conv2d", "linear", "max_pool", "mfm", "add", "mean", "flatten", "cells"]
 
 # These only move or choose among values of their input, so they keep its scale and lose nothing.
-SHARING: tuple[Op, ...] = ("max_pool", "mfm", "flatten")
+SHARING: tuple[Op, ...] = ("max_pool", "mfm", "flatten", "cells")
 # These pass a factor on their input's channels through, so it can be moved behind them.
 _LINEAR: tuple[Op, ...] = ("conv2d", "linear", "mean", "flatten")
 
@@ -33,10 +33,10 @@ class Node:
 
     Attributes:
         name: Unique, from the module path with '_' for '.'.
-        op: max_pool, mfm (halves of the channels, elementwise maximum) and flatten keep their input's scale; mean is
-            over H and W.
+        op: max_pool, mfm (halves of the channels, elementwise maximum), flatten and cells (channels last, so that an
+            output lies alike in the files of every target) keep their input's scale; mean is over H and W.
         inputs: Names of the nodes it reads, or INPUT.
-        shape: Output shape of one sample: (C, H, W) or (D,).
+        shape: Output shape of one sample: (C, H, W) or (D,); of cells (H, W, C).
         relu: ReLU fused behind it.
         kernel: Rows and columns (conv2d, max_pool).
         stride: Rows and columns.
@@ -136,6 +136,8 @@ def apply(node: Node, inputs: Sequence[Tensor], *, weight: Tensor | None = None,
             y = x.mean((2, 3))
         case "flatten":
             y = x.flatten(1)
+        case "cells":
+            y = x.permute(0, 2, 3, 1)
     return F.relu(y) if node.relu else y
 
 
@@ -567,6 +569,18 @@ def _reshape(build: _Builder, at: fx.Node, module: nn.Module | None = None) -> N
     build.values[at] = replace(value, reshaped=len(per_sample) != 1)
 
 
+def _permute(build: _Builder, at: fx.Node) -> None:
+    """Channels last, for an output; no layer reads it."""
+    order = at.args[1] if len(at.args) == 2 else at.args[1:]
+    if tuple(order if isinstance(order, tuple | list) else ()) != (0, 2, 3, 1):
+        build.refuse(at, f"axes in the order {order!r}; only channels can be put last, for an output")
+    channels, height, width = build.shape(build.value(at).name)
+    build.emit(at, "cells", (height, width, channels), rank=3)
+    for reader in at.users:
+        if reader.op != "output":
+            build.refuse(reader, "reads a map whose channels lie last; only an output may")
+
+
 def _add(build: _Builder, at: fx.Node) -> None:
     first, second = build.value(at, 0), build.value(at, 1)
     shape = build.shape(first.name)
@@ -645,4 +659,5 @@ _FUNCTIONS: dict[str, Callable[[_Builder, fx.Node], None]] = {
     "reshape": _reshape,
     "view": _reshape,
     "unflatten": _reshape,
+    "permute": _permute,
 }

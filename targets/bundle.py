@@ -28,6 +28,7 @@ from edgeface.config import to_plain
 from edgeface.data.finder import DETECTORS
 from edgeface.errors import ConfigError, ModelError
 from edgeface.files import is_plain_name, read_json, sha256_file, write_bytes, write_json
+from edgeface.models.heads import HEATMAP_SPAN
 from edgeface.precision import PRECISIONS
 from edgeface.provenance import commit, versions
 from edgeface.specs import ModelSpec, OutputSpec
@@ -64,6 +65,11 @@ _DECODE_STAGES = (
     "of each stage in turn: a logit a bin, a shift a bin, one width. Divide the unit, 101 years at first, by "
     "bins * (1 + tanh(width) / 2); add unit * sum of softmax(logits) * (0, 1, … + tanh(shifts)). At the end, keep "
     "within 0 to 100 years"
+)
+_DECODE_HEATMAP = (
+    "heatmaps, (rows, columns, points): of each point softmax over all cells, then the expected x and y of the cells' "
+    "centres, cell i of n at 0.5 + heatmap_span * ((i + 0.5) / n - 0.5) crop sides; times the crop's side, plus its "
+    "corner"
 )
 _UNITS = {Kind.LANDMARKS: "crop sides", Kind.AGE: "logit", Kind.CLASSES: "logit", Kind.ATTRIBUTES: "logit"}
 
@@ -229,7 +235,8 @@ def output_contract(output: OutputSpec) -> dict[str, Any]:
         "mean_shape": [list(point) for point in output.mean_shape],
         "threshold": output.threshold,
         "stages": list(output.stages),
-        "decode": _DECODE_STAGES if output.stages else _DECODE[kind],
+        "heatmap_span": HEATMAP_SPAN if output.heatmap else 0.0,
+        "decode": _DECODE_HEATMAP if output.heatmap else _DECODE_STAGES if output.stages else _DECODE[kind],
     }
 
 

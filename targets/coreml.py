@@ -82,7 +82,9 @@ _KINDS = {
     "add": "add",
     "mean": "reduce_mean",
     "flatten": "reshape",
+    "cells": "transpose",
 }
+_CHANNELS_LAST = (0, 2, 3, 1)
 _DERIVED = (
     *("planes", "half", "scaled", "standardized", "codes", "steps", "real", "sum", "total", "value", "weight", "row"),
     *("halves", "halves_0", "halves_1", "term0", "term1"),
@@ -236,6 +238,8 @@ class _Writer:
         if node.op == "flatten":
             # Integers are put in a row as they are.
             return self.mb.reshape(x=self.values[node.inputs[0]], shape=(1, *node.shape), name=f"{node.name}_codes")
+        if node.op == "cells":
+            return self.mb.transpose(x=self.values[node.inputs[0]], perm=_CHANNELS_LAST, name=f"{node.name}_codes")
         real = node.name in self.quantized.floats
         inputs = [self._dequantized(name, label=_read_label(name, real=real), real=real) for name in node.inputs]
         value = self._float_node(node, inputs)
@@ -282,6 +286,8 @@ class _Writer:
                 y = self.mb.reduce_mean(x=x, axes=(2, 3), keep_dims=False, name=last)
             case "flatten":
                 y = self.mb.reshape(x=x, shape=(1, *node.shape), name=last)
+            case "cells":
+                y = self.mb.transpose(x=x, perm=_CHANNELS_LAST, name=last)
         if total != last:
             assert self.quantized is not None
             y = self.mb.mul(x=y, y=_rest(self.quantized, node), name=last)
@@ -902,7 +908,11 @@ class _Checker:
     def dtype(self, value: str, kind: str) -> str:
         """What an operation of this kind has to compute in."""
         if self.quantized is not None:
-            return "int8" if kind == "quantize" or (kind == "reshape" and value.endswith("_codes")) else "fp32"
+            return (
+                "int8"
+                if kind == "quantize" or (kind in ("reshape", "transpose") and value.endswith("_codes"))
+                else "fp32"
+            )
         in_full = value in self.package.outputs or value == f"{INPUT}_planes"
         before = value in (f"{INPUT}_scaled", f"{INPUT}_standardized") and lossless_grid(self.graph) is None
         leads = any(value == f"{output}_row" for output in self.graph.outputs)
@@ -962,6 +972,10 @@ class _Checker:
             row = [f"{node.inputs[0]}_codes"]
             self.made(f"{name}_codes", "reshape", row, where=name, shape=[1, *node.shape])
             return
+        if node.op == "cells":
+            source = [f"{node.inputs[0]}_codes"]
+            self.made(f"{name}_codes", "transpose", source, where=name, perm=list(_CHANNELS_LAST))
+            return
         real = name in quantized.floats
         reads = [_read_label(read, real=real) for read in node.inputs]
         for label, read in zip(reads, node.inputs, strict=True):
@@ -1003,6 +1017,8 @@ class _Checker:
                     raise _differs(where, f"a maximum of {halves}", "of two halves")
             case "flatten":
                 self.made(value, "reshape", reads, where=where, shape=[1, *node.shape])
+            case "cells":
+                self.made(value, "transpose", reads, where=where, perm=list(_CHANNELS_LAST))
             case "add":
                 if self.quantized is not None:
                     terms = [f"{node.name}_term{place}" for place in range(2)]

@@ -15,7 +15,7 @@ biases       int32, DequantizeLinear with scale s_x·s_w[c]
 
 The codes are uint8 rather than int8 because then the picture has the type of every other tensor: ONNX Runtime fuses a
 layer only when what it reads and what it makes are of one type, and on x86 it turns int8 into uint8 by itself anyway.
-max_pool, max-feature-map and flatten work on the codes: they keep the grid and cannot round.
+max_pool, max-feature-map, flatten and cells work on the codes: they keep the grid and cannot round.
 """
 
 from __future__ import annotations
@@ -253,6 +253,8 @@ class _Builder:
                 )
                 self.nodes.append(split)
                 return self.emit("Max", node.name, halves)
+            case "cells":
+                return self.emit("Transpose", node.name, [value], perm=_CHANNELS_LAST)
             case _:
                 return self.emit("Flatten", node.name, [value])
 
@@ -548,7 +550,9 @@ _KINDS = {
     "add": "Add",
     "mean": "GlobalAveragePool",
     "flatten": "Flatten",
+    "cells": "Transpose",
 }
+_CHANNELS_LAST = (0, 2, 3, 1)
 
 
 def _attributes(node: Node) -> dict[str, Any]:
@@ -561,6 +565,8 @@ def _attributes(node: Node) -> dict[str, Any]:
             return {"transB": 1}
         case "max_pool":
             return {"kernel_shape": list(node.kernel), "strides": list(node.stride)}
+        case "cells":
+            return {"perm": list(_CHANNELS_LAST)}
         case _:
             return {}
 

@@ -48,7 +48,7 @@ from edgeface.evaluate import Outputs
 from edgeface.files import output_error
 from edgeface.precision import check
 from edgeface.specs import ModelSpec
-from quantize.graph import INPUT, Graph, Node
+from quantize.graph import INPUT, SHARING, Graph, Node
 from quantize.grid import Quantized, require_input_grid
 from targets import artifacts
 from targets.foreign import (
@@ -351,6 +351,8 @@ class _Builder:
     def _moved(self, node: Node, x: Any, *, name: str) -> Any:
         if node.op == "flatten":
             return self._view(name, x, (1, *node.shape))
+        if node.op == "cells":
+            return self._transposed(name, x, (0, 2, 3, 1))
         return self._pooled(name, x, kernel=node.kernel, stride=node.stride)
 
     def _pooled(self, name: str, x: Any, *, kernel: tuple[int, int], stride: tuple[int, int]) -> Any:
@@ -383,6 +385,8 @@ class _Builder:
 
 def _leaves(graph: Graph, name: str) -> bool:
     """Whether a layer, mean or addition is read by nobody but those who read the outputs."""
+    if graph.node(name).op in SHARING:  # it holds what a layer before it rounded
+        return False
     return name in graph.outputs.values() and not any(name in node.inputs for node in graph.nodes)
 
 
@@ -476,6 +480,10 @@ class _Ir:
                 layer, f"kernel {found['kernel']}, strides {found['strides']}", f"{kernel}, {stride}", where=self.path
             )
 
+    def channels_last(self, layer: str, op: Any) -> None:
+        """Compare the order of axes of a transposition."""
+        self.same(layer, "axes", self.constant(layer, op, 1), [0, 2, 3, 1])
+
     def front(self, graph: Graph, *, float_input: bool) -> str:
         """Check the input and its standardization; the name of the operation that ends it."""
         image = self.take(INPUT, INPUT, "Parameter")
@@ -567,6 +575,8 @@ def check_float(path: Path, graph: Graph, *, precision: str, float_input: bool =
                 ir.take(name, last, "ReduceMean", reads[0], None)
             case "flatten":
                 ir.take(name, last, "Reshape", reads[0], None)
+            case "cells":
+                ir.channels_last(name, ir.take(name, last, "Transpose", reads[0], None))
             case "max_pool":
                 ir.pooling(name, ir.take(name, last, "MaxPool", reads[0]), node.kernel, node.stride)
         if node.relu:
@@ -641,6 +651,9 @@ class _GridReader:
                 self._mfm(node, reads[0])
             case "flatten":
                 self.ir.take(name, name, "Reshape", reads[0], None)
+                self.units[name] = self.units[node.inputs[0]]
+            case "cells":
+                self.ir.channels_last(name, self.ir.take(name, name, "Transpose", reads[0], None))
                 self.units[name] = self.units[node.inputs[0]]
             case "max_pool":
                 self.ir.pooling(name, self.ir.take(name, name, "MaxPool", reads[0]), node.kernel, node.stride)
@@ -790,10 +803,13 @@ def _check_kernels(compiled: Any, quantized: Quantized, *, where: Path, float_in
     if quantized.floats:  # conversions to and fro are what was asked for
         return
     views = tuple(f"{output}/view" for output in quantized.graph.outputs)
+    moved = {node.name for node in quantized.graph.nodes if node.op == "cells"}
     for kernel in kernels:
         if kernel.kind in _PRODUCTS or kernel.kind in _PASSIVE or kernel.prepared:
             continue
         if kernel.names[0].startswith(views) or (float_input and INPUT in kernel.owners):
+            continue
+        if kernel.kind == "Transpose" and kernel.precision in _INT8 and not moved.isdisjoint(kernel.owners):
             continue
         if kernel.kind == "Transpose" or kernel.precision not in _INT8:
             found = f"a {kernel.kind} in {kernel.precision} that was not asked for"

@@ -7,7 +7,9 @@ outputs. Whoever writes the file puts the uint8 picture in front.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -42,7 +44,7 @@ class Program(nn.Module):
         Returns:
             Output name to (1, *shape).
         """
-        values: dict[str, Tensor] = {INPUT: image.permute(0, 3, 1, 2)}
+        values: dict[str, Tensor] = {INPUT: image}  # maps are kept channels last, as they lie in the file
         for node in self.graph.nodes:
             values[node.name] = self._compute(node, [values[name] for name in node.inputs])
         return {
@@ -53,15 +55,32 @@ class Program(nn.Module):
         }
 
     def _compute(self, node: Node, inputs: list[Tensor]) -> Tensor:
-        # Channels stay last through flatten and mean, so that no TRANSPOSE is left in the file.
-        if node.op in ("flatten", "mean"):
-            last = inputs[0].permute(0, 2, 3, 1)
-            value = last.flatten(1) if node.op == "flatten" else last.mean((1, 2))
-            return F.relu(value) if node.relu else value
-        if node.name not in self.slots:
-            return apply(node, inputs)
-        slot = self.slots[node.name]
-        return apply(node, inputs, weight=self.get_buffer(f"weight_{slot}"), bias=self.get_buffer(f"bias_{slot}"))
+        # Whatever can work channels last does, and padding too, so that no TRANSPOSE is left in the file.
+        x = inputs[0]
+        match node.op:
+            case "flatten":
+                return x.flatten(1)
+            case "cells":
+                return x
+            case "mean":
+                value = x.mean((1, 2))
+                return F.relu(value) if node.relu else value
+            case "mfm":
+                return torch.maximum(*x.chunk(2, dim=-1))
+            case "add":
+                value = x + inputs[1]
+                return F.relu(value) if node.relu else value
+        top, bottom, left, right = node.padding
+        if (top, left) != (bottom, right):
+            inputs, node = [F.pad(x, (0, 0, left, right, top, bottom))], replace(node, padding=(0, 0, 0, 0))
+        if x.ndim == 4:
+            inputs = [value.permute(0, 3, 1, 2) for value in inputs]
+        weights = {}
+        if node.name in self.slots:
+            slot = self.slots[node.name]
+            weights = {"weight": self.get_buffer(f"weight_{slot}"), "bias": self.get_buffer(f"bias_{slot}")}
+        value = apply(node, inputs, **weights)
+        return value.permute(0, 2, 3, 1) if x.ndim == 4 else value
 
 
 def flattened_map(graph: Graph, node: Node) -> tuple[int, int, int] | None:

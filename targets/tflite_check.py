@@ -51,8 +51,8 @@ class Match:
 
 
 def root(graph: Graph, name: str) -> str:
-    """The node itself, or what a flatten reads: a file may do a flatten with RESHAPE or with nothing."""
-    while name != INPUT and graph.node(name).op == "flatten":
+    """The node itself, or what a flatten or cells reads: a file may do these with RESHAPE or with nothing."""
+    while name != INPUT and graph.node(name).op in ("flatten", "cells"):
         name = graph.node(name).inputs[0]
     return name
 
@@ -331,7 +331,7 @@ def _check_structure(file: Flatbuffer, graph: Graph, found: Match) -> None:
         if file.kind(operator) == "TRANSPOSE":
             raise differs(file.name(int(operator.outputs[0])), "a TRANSPOSE", "none")
     computed = sorted(found.nodes.values())
-    expected = sorted(node.name for node in graph.nodes if node.op != "flatten")
+    expected = sorted(node.name for node in graph.nodes if node.op not in ("flatten", "cells"))
     if computed != expected:
         wrong = sorted(set(expected) ^ set(computed)) or [name for name in expected if computed.count(name) > 1]
         raise differs(wrong[0], f"{computed.count(wrong[0])} operations in the file", "one")

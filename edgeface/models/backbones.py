@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeface.errors import ConfigError
+from edgeface.models.heads import HEATMAP_STRIDE
 from edgeface.models.layers import AbsTanh, Conv2dSame, LocallyConnected2d, Luma, MaxFeatureMap, ZScore
 from edgeface.specs import OutputSpec
 from edgeface.tasks import TASKS, Kind
@@ -30,8 +31,8 @@ class Built:
         features: D.
         branch: Given an output, what stands between the backbone and that output's own linear layer, where the outputs
             do not share all layers.
-        maps: Names of the children whose maps an integral head reads, with their channels: strides 4, 8, …, each half
-            the side of the one before. Empty where no such head is to be had.
+        maps: Names of the children whose maps landmarks may be read from, with their channels: of a teacher those of
+            strides 4, 8, …, each half the side of the one before; of a student the last of HEATMAP_STRIDE.
     """
 
     module: nn.Sequential
@@ -116,22 +117,26 @@ _EDGE: dict[str, tuple[tuple[tuple[int, int], ...], int, int]] = {
 def _edge(name: str, *, width: float, input_px: int, head: str, activation: str) -> Built:
     plan, squeeze, units = _EDGE[name]
     layers: list[tuple[str, nn.Module]] = []
-    channels, side = 3, input_px
+    maps: dict[str, int] = {}
+    channels, side, strides = 3, input_px, 1
     for number, (base, stride) in enumerate(plan, start=1):
         outputs = scaled(base, width)
         layers.append(
             (f"conv{number}", _block(*_conv_bn_relu(channels, outputs, activation=activation, stride=stride)))
         )
-        channels, side = outputs, -(-side // stride)
+        channels, side, strides = outputs, -(-side // stride), strides * stride
+        if strides == HEATMAP_STRIDE:
+            maps = {layers[-1][0]: channels}
     if head == "pool":
-        return _closed(layers, channels=channels, side=side, head=head, name=name, input_px=input_px)
+        built = _closed(layers, channels=channels, side=side, head=head, name=name, input_px=input_px)
+        return replace(built, maps=maps)
     squeezed, features = scaled(squeeze, width), scaled(units, width)
     layers.append(("squeeze", _block(*_conv_bn_relu(channels, squeezed, activation=activation, kernel=1))))
     layers.append(("flatten", nn.Flatten()))
     layers.append(
         ("fc", _block(("linear", nn.Linear(squeezed * side * side, features)), _activation(activation, features)))
     )
-    return Built(module=_block(*layers), features=features)
+    return Built(module=_block(*layers), features=features, maps=maps)
 
 
 def edge_s(*, width: float, input_px: int, head: str, activation: str = "relu") -> Built:

@@ -1,8 +1,19 @@
-"""Stage-wise age: a few bins, cut again and again, in the place of a class for every year.
+"""Heads whose raw values say more than they look: landmarks as heatmaps, and stage-wise age.
+
+What leaves the network, on every target and in every precision, is their raw values; what is made of them is
+post-processing, which the manifest states and the generated code does.
+
+Heatmaps. A landmark is a softmax over the cells of a map, and the expected place is the answer: the logits need one 1×1
+convolution over a map of the trunk, and where a face lies in the crop need not be learned anew for each place, as a
+linear layer over the flattened map learns it.
+
+Source:
+    Sun et al., Integral Human Pose Regression, ECCV 2018, arXiv:1711.08229, eq. 3. The span beyond the crop is ours.
+
+Stage-wise age: a few bins, cut again and again, in the place of a class for every year.
 
 A head of stages 3 × 3 × 3 answers as finely as 27 classes with 9, and moves and stretches its bins for each face. It is
-one linear layer like every other head; what leaves the network, on every target and in every precision, is its raw
-values. Softmax, tanh and the sum below are post-processing, which the manifest states and the generated code does.
+one linear layer like every other head; softmax, tanh and the sum below are post-processing.
 
 The raw values lie stage after stage; those of a stage of s bins are s logits, s shifts and one width.
 
@@ -19,7 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +41,8 @@ from edgeface.tasks import AGE_STAGES
 if TYPE_CHECKING:
     from torch import Tensor
 
+HEATMAP_SPAN = 1.3  # sides of the crop that a heatmap covers, about its centre: a landmark may lie a little outside
+HEATMAP_STRIDE = 8  # pixels of the input a cell, in students
 SPAN_YEARS = AGE_STAGES  # what the first stage divides
 STRETCH = 0.5  # largest relative change of a stage's number of bins
 OLDEST = AGE_STAGES - 1  # an answer lies in 0 to this
@@ -50,6 +63,23 @@ class Stage:
     logits: slice
     shifts: slice
     width: int
+
+
+def heatmap_points(raw: NDArray[Any]) -> NDArray[np.float32]:
+    """Landmarks from heatmaps.
+
+    Args:
+        raw: (N, rows, columns, K) logits.
+
+    Returns:
+        (N, K, 2) x and y in crop sides, -0.15 to 1.15.
+    """
+    logits = raw.astype(np.float64)
+    power = np.exp(logits - logits.max((1, 2), keepdims=True))
+    shares = power / power.sum((1, 2), keepdims=True)
+    down, across = (HEATMAP_SPAN * ((np.arange(cells) + 0.5) / cells - 0.5) + 0.5 for cells in raw.shape[1:3])
+    x, y = np.einsum("nrck,c->nk", shares, across), np.einsum("nrck,r->nk", shares, down)
+    return np.stack([x, y], axis=2).astype(np.float32)
 
 
 def stage_layout(stages: Sequence[int]) -> tuple[Stage, ...]:

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgeface.models.heads import HEATMAP_SPAN
+
 CHANNELS = 64  # of every map between trunk and heatmap
-SPAN = 1.3  # sides of the crop that a heatmap covers, about its centre: a landmark may lie a little outside
 
 
 class IntegralHead(nn.Module):
@@ -72,6 +73,7 @@ def expected_places(logits: Tensor) -> Tensor:
     rows, columns = logits.shape[-2:]
     chance = torch.softmax(logits.float().flatten(2), dim=2).reshape(logits.shape)
     across, down = (
-        ((torch.arange(cells, device=logits.device) + 0.5) / cells - 0.5) * SPAN + 0.5 for cells in (columns, rows)
+        ((torch.arange(cells, device=logits.device) + 0.5) / cells - 0.5) * HEATMAP_SPAN + 0.5
+        for cells in (columns, rows)
     )
     return torch.stack([(chance.sum(dim=2) * across).sum(dim=2), (chance.sum(dim=3) * down).sum(dim=2)], dim=2)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from edgeface.errors import ConfigError
 from edgeface.models.backbones import BUILDERS, initialise
+from edgeface.models.heads import HEATMAP_STRIDE
 from edgeface.models.integral import IntegralHead
 from edgeface.models.layers import Luma, Standardize
 from edgeface.specs import STUDENTS, ModelSpec, NetworkSpec, OutputSpec
@@ -38,6 +40,7 @@ class MultiTaskNetwork(nn.Module):
         branches: Output name to what stands between the shared features and its head; empty for most backbones.
         heads: Output name to its linear layer.
         integrals: Output name to its head over the trunk's maps, for landmarks where the spec asks for it.
+        heatmaps: Output name to the convolution that makes its heatmaps of the trunk's last map, likewise.
         frozen_prefix: How many of the trunk's blocks stay fixed and in evaluation mode.
     """
 
@@ -65,15 +68,14 @@ class MultiTaskNetwork(nn.Module):
             self.hidden = nn.Sequential(nn.Linear(features, network.hidden), activation)
             features = network.hidden
         self.dropout = nn.Dropout(network.dropout)
-        integral = [
-            output
-            for output in model.outputs
-            if network.landmark_head == "integral" and TASKS[output.task].kind is Kind.LANDMARKS
-        ]
-        self._maps = tuple(built.maps) if integral else ()
+        landmarks = [output for output in model.outputs if TASKS[output.task].kind is Kind.LANDMARKS]
+        self._maps = tuple(built.maps) if landmarks and network.landmark_head != "linear" else ()
+        channels = tuple(built.maps.values())
+        integral, mapped = (landmarks if network.landmark_head == head else [] for head in ("integral", "heatmap"))
         self.integrals = nn.ModuleDict(
-            {output.name: IntegralHead(tuple(built.maps.values()), mean_shape=output.mean_shape) for output in integral}
+            {output.name: IntegralHead(channels, mean_shape=output.mean_shape) for output in integral}
         )
+        self.heatmaps = nn.ModuleDict({output.name: nn.Conv2d(channels[-1], output.shape[-1], 1) for output in mapped})
         own = {} if built.branch is None else {output.name: built.branch(output) for output in model.outputs}
         self.branches = nn.ModuleDict({name: branch.module for name, branch in own.items()})
         self.heads = nn.ModuleDict(
@@ -82,7 +84,7 @@ class MultiTaskNetwork(nn.Module):
                     own[output.name].features if output.name in own else features, math.prod(output.shape)
                 )
                 for output in model.outputs
-                if output.name not in self.integrals
+                if output.name not in self.integrals and output.name not in self.heatmaps
             }
         )
 
@@ -93,7 +95,7 @@ class MultiTaskNetwork(nn.Module):
             images: (B, 3, H, W) with values 0 to 255.
 
         Returns:
-            Output name to (B, *shape): logits, scores, embeddings, or landmark offsets in crop sides.
+            Output name to (B, *shape): logits, scores, embeddings, landmark offsets in crop sides, or heatmaps.
         """
         features, maps = self._trunk(self.standardize(images))
         features = self.dropout(self.hidden(features))
@@ -106,10 +108,11 @@ class MultiTaskNetwork(nn.Module):
         if not maps:
             return outputs
         outputs |= {name: head(maps) for name, head in self.integrals.items()}
+        outputs |= {name: head(maps[-1]).permute(0, 2, 3, 1) for name, head in self.heatmaps.items()}
         return {name: outputs[name] for name in self.shapes}
 
     def _trunk(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Features of standardized images, and the maps that integral heads read."""
+        """Features of standardized images, and the maps that landmarks are read from."""
         if not self._maps:
             return self.backbone(images), []
         maps = []
@@ -204,7 +207,16 @@ def take_over(network: MultiTaskNetwork, source: nn.Sequential, *, blocks: int =
 def model_spec(network: NetworkSpec, outputs: Sequence[OutputSpec]) -> ModelSpec:
     """What the users of a network of this spec must know; deployable students take (x − 128) / 64."""
     mean, std = _STUDENT if network.backbone in STUDENTS else _RESEARCH.get(network.backbone, _IMAGENET)
-    return ModelSpec(name=network.backbone, input_px=network.input_px, outputs=tuple(outputs), mean=mean, std=std)
+    shaped = tuple(_heatmap(output, network) for output in outputs)
+    return ModelSpec(name=network.backbone, input_px=network.input_px, outputs=shaped, mean=mean, std=std)
+
+
+def _heatmap(output: OutputSpec, network: NetworkSpec) -> OutputSpec:
+    """An output as this network answers it: landmarks as heatmaps where it is to."""
+    if network.landmark_head != "heatmap" or TASKS[output.task].kind is not Kind.LANDMARKS:
+        return output
+    cells = -(-network.input_px // HEATMAP_STRIDE)
+    return replace(output, shape=(cells, cells, len(output.mean_shape)), heatmap=True)
 
 
 def build_network(network: NetworkSpec, model: ModelSpec, *, seed: int = 0) -> MultiTaskNetwork:
@@ -220,6 +232,9 @@ def build_network(network: NetworkSpec, model: ModelSpec, *, seed: int = 0) -> M
         for integral in built.integrals.values():
             assert isinstance(integral, IntegralHead)
             integral.heatmap.weight.normal_(0.0, 0.01, generator=generator)
+        for heatmap in built.heatmaps.values():
+            assert isinstance(heatmap, nn.Conv2d)
+            heatmap.weight.normal_(0.0, 0.01, generator=generator)
     return built
 
 

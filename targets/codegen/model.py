@@ -21,12 +21,14 @@ class Answer:
 
     Attributes:
         name: Of the output tensor.
-        kind: One of edgeface.tasks.Kind, or "stagewise" for an age of stages.
+        kind: One of edgeface.tasks.Kind; "stagewise" for an age of stages, "heatmap" for landmarks as heatmaps.
         size: Values of one sample.
         classes: Names of the classes or attributes.
         mean_shape: Mean landmarks in crop sides: x0, y0, x1, y1, …
         cut: Logit above which a two-class decision is class 1 and an attribute is present.
         stages: Bins of each stage of a stage-wise age.
+        cells: Rows, columns and points of heatmaps.
+        span: Sides of the crop that a heatmap covers.
         about: One line for the documentation of its field.
     """
 
@@ -37,6 +39,8 @@ class Answer:
     mean_shape: tuple[float, ...]
     cut: float
     stages: tuple[int, ...]
+    cells: tuple[int, ...]
+    span: float
     about: str
 
     @property
@@ -57,6 +61,7 @@ class Answer:
 
 _ABOUT = {
     "landmarks": "{points} points in pixels of the picture.",
+    "heatmap": "{points} points in pixels of the picture.",
     "classes": "{classes}.",
     "score": "From 0 to 1.",
     "age": "Apparent age in years: the expectation over the softmax of {size} classes, one a year.",
@@ -109,7 +114,8 @@ def render(template: str, manifest: Mapping[str, Any], *, comment: str) -> str:
 def _answer(output: Mapping[str, Any]) -> Answer:
     size = math.prod(output["shape"])
     threshold = float(output["threshold"])
-    kind = "stagewise" if output["stages"] else str(output["kind"])
+    span = float(output.get("heatmap_span", 0.0))
+    kind = "heatmap" if span else "stagewise" if output["stages"] else str(output["kind"])
     about = _ABOUT[kind].format(
         points=len(output["mean_shape"]),
         size=size,
@@ -123,6 +129,8 @@ def _answer(output: Mapping[str, Any]) -> Answer:
         mean_shape=tuple(float(value) for point in output["mean_shape"] for value in point),
         cut=math.log(threshold / (1.0 - threshold)),
         stages=tuple(map(int, output["stages"])),
+        cells=tuple(map(int, output["shape"][1:])) if span else (),
+        span=span,
         about=about,
     )
 

@@ -31,6 +31,7 @@ from edgeface.data.pack import Pack, pack
 from edgeface.data.sources import open_source
 from edgeface.errors import ConfigError, DataError, ModelError, UnsupportedError
 from edgeface.files import sha256_file
+from edgeface.models.heads import heatmap_points
 from edgeface.models.network import model_spec
 from edgeface.specs import DistillSpec, LossSpec, ModelSpec, NetworkSpec, OutputSpec, output_spec
 
@@ -149,6 +150,26 @@ def test_stored_landmarks_become_points_of_the_packed_crop(tmp_path: Path, faces
     np.testing.assert_allclose(rows["landmarks5"], faces.labels["landmarks5"], atol=1e-6)
     wrong = rows_for(replace(said, model=_moved(said.model)), [faces], STUDENT, names={})  # the twin
     assert np.abs(wrong["landmarks5"].numpy() - faces.labels["landmarks5"]).max() > 0.05
+
+
+def test_stored_heatmaps_become_points_and_teach_a_student_of_heatmaps(tmp_path: Path, faces: Pack) -> None:
+    mapped = replace(STUDENT.output("landmarks5"), shape=(6, 7, 5), heatmap=True)
+    model = replace(STUDENT, outputs=(mapped, STUDENT.output("gender")))
+    stored = made(tmp_path / "answers", faces, model=model)
+    told = rows_for(stored, [faces], model, names={})["landmarks5"]
+    points = heatmap_points(stored.outputs["landmarks5"])
+    np.testing.assert_allclose(told, (points - 0.5) / 1.5 + 0.5, atol=1e-6)
+
+    outputs, labels = batch()
+    maps = torch.from_numpy(stored.outputs["landmarks5"][:6])
+    plain = torch.from_numpy(points[:6]) - torch.tensor(MEAN)
+    losses = [
+        replace(objective(), model=spec).losses({**outputs, "landmarks5": value}, torch.zeros(6, 3, 8, 8), labels)
+        for spec, value in ((model, maps), (STUDENT, plain), (STUDENT, plain * 1.5))
+    ]
+    found, same, other = (float(one.parts["landmarks5"].detach()) for one in losses)
+    assert found == pytest.approx(same, rel=1e-4)
+    assert found != pytest.approx(other, rel=1e-2)  # twin
 
 
 def _moved(model: ModelSpec) -> ModelSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ from distill.objective import Objective
 from edgeface import specs
 from edgeface.config import dump_recipe, load_recipe
 from edgeface.errors import ConfigError, DataError, ModelError, UnsupportedError
+from edgeface.models.heads import heatmap_points
 from edgeface.specs import DistillSpec, LossSpec, ModelSpec, OutputSpec, output_spec
 
 MEAN_SHAPE = tuple((0.2 + 0.1 * k, 0.5) for k in range(5))
@@ -585,3 +587,43 @@ def test_a_recipe_names_its_losses_and_says_all_of_their_faults_at_once(tmp_path
     assert {"--set distill.losses.pose", "--set loss.forms.smile"} <= where
     with pytest.raises(ConfigError, match=r"distill\.losses\.gender: 'gender'\. Expected one of 'pose'"):
         load_recipe(str(path), overrides=faults[1:2])
+
+
+def heatmaps() -> tuple[OutputSpec, Tensor, Tensor]:
+    """An output of heatmaps, raw values of four samples, and the points they mean."""
+    output = replace(output_spec("landmarks5", mean_shape=MEAN_SHAPE), shape=(6, 7, 5), heatmap=True)
+    raw = 3.0 * torch.randn(4, 6, 7, 5, generator=torch.Generator().manual_seed(3))
+    return output, raw, torch.from_numpy(heatmap_points(raw.numpy()))
+
+
+def test_heatmaps_are_judged_by_the_points_they_mean() -> None:
+    output, raw, points = heatmaps()
+    labels = points.clone()
+    labels[3] = torch.nan
+    found = hard_loss(output, raw, labels, spec=SPEC)
+    assert found.tolist() == pytest.approx([0.0] * 4, abs=1e-4)  # float32 of points, through a logarithm of slope 50
+    moved = hard_loss(output, raw, labels + 0.01, spec=SPEC)
+    assert (moved[:3] > 0.05).all()  # twin
+    assert float(moved[3]) == 0.0
+    with pytest.raises(DataError, match=r"labels of shape \(4, 6, 7, 5\)"):
+        hard_loss(output, raw, torch.zeros(4, 6, 7, 5), spec=SPEC)
+
+
+@pytest.mark.parametrize("teacher_maps", [False, True])
+@pytest.mark.parametrize("student_maps", [False, True])
+def test_a_teacher_of_either_landmark_head_teaches_a_student_of_either(student_maps: bool, teacher_maps: bool) -> None:
+    output, raw, points = heatmaps()
+    plain = output_spec("landmarks5", mean_shape=MEAN_SHAPE)
+    offsets = points - torch.tensor(MEAN_SHAPE)
+    (own, prediction), (other, answer) = (
+        (output, raw) if mapped else (plain, offsets) for mapped in (student_maps, teacher_maps)
+    )
+
+    def lose(answer: Tensor) -> Tensor:
+        unknown = torch.full((4, 5, 2), torch.nan)
+        return soft_loss(
+            own, prediction, answer, teacher_output=other, labels=unknown, distill=DistillSpec(), spec=SPEC
+        )
+
+    assert lose(answer).tolist() == pytest.approx([0.0] * 4, abs=1e-4)
+    assert (lose(answer.flip(1)) > 0.05).all()  # twin

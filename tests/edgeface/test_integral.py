@@ -1,17 +1,23 @@
-"""Integral heads: expected places against loops, and teachers that answer with them."""
+"""Landmarks from heatmaps: expected places against loops, teachers that answer so, students that give the maps."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeface.errors import ConfigError
-from edgeface.models.integral import SPAN, IntegralHead, expected_places
+from edgeface.errors import ConfigError, UnsupportedError
+from edgeface.evaluate import decode
+from edgeface.models.heads import HEATMAP_SPAN as SPAN
+from edgeface.models.heads import heatmap_points
+from edgeface.models.integral import IntegralHead, expected_places
 from edgeface.models.network import build_network, model_spec
-from edgeface.specs import RESEARCH, STUDENTS, TEACHERS, NetworkSpec, output_spec
+from edgeface.specs import LANDMARK_HEADS, RESEARCH, STUDENTS, TEACHERS, NetworkSpec, landmark_heads, output_spec
+from quantize.graph import run, trace, trace_module
 
 MEAN_SHAPE = ((0.3, 0.4), (0.7, 0.4), (0.5, 0.55), (0.35, 0.7), (0.65, 0.7))
 OUTPUTS = (output_spec("landmarks5", mean_shape=MEAN_SHAPE), output_spec("gender"))
@@ -94,5 +100,68 @@ def test_a_head_follows_a_face_that_moves() -> None:
 @pytest.mark.parametrize("backbone", [*STUDENTS, *RESEARCH])
 def test_networks_that_are_deployed_have_linear_heads(backbone: str) -> None:
     assert backbone not in TEACHERS
-    with pytest.raises(ConfigError, match=f"landmark_head: 'integral'.*'linear' with {backbone}"):
+    with pytest.raises(ConfigError, match=f"landmark_head: 'integral'.*what {backbone} can take: linear"):
         NetworkSpec(backbone=backbone, landmark_head="integral")
+
+
+def student(backbone: str = "edge_s", *, px: int = 40) -> NetworkSpec:
+    return NetworkSpec(backbone=backbone, width=0.25, input_px=px, landmark_head="heatmap")
+
+
+def test_points_of_heatmaps_are_those_that_training_sees() -> None:
+    raw = np.random.default_rng(0).normal(0.0, 3.0, (4, 8, 6, 5)).astype(np.float32)
+    found = heatmap_points(raw)
+    trained = expected_places(torch.from_numpy(raw).permute(0, 3, 1, 2)).numpy()
+    assert np.abs(found - trained).max() < 1e-6
+    assert np.abs(heatmap_points(raw.swapaxes(1, 2)) - trained).max() > 0.01  # twin: rows and columns exchanged
+
+
+@pytest.mark.parametrize("backbone", LANDMARK_HEADS["heatmap"])
+def test_a_student_gives_heatmaps_that_evaluation_reads_as_points(backbone: str) -> None:
+    spec = model_spec(student(backbone), OUTPUTS)
+    output = spec.output("landmarks5")
+    assert (output.shape, output.heatmap) == ((5, 5, 5), True)
+    assert model_spec(replace(student(backbone), landmark_head="linear"), OUTPUTS).output("landmarks5").shape == (5, 2)
+    built = build_network(student(backbone), spec, seed=1).eval()
+    with torch.no_grad():
+        answers = {name: value.numpy() for name, value in built(torch.zeros(2, 3, 40, 40)).items()}
+    assert answers["landmarks5"].shape == (2, 5, 5, 5)
+    assert decode(spec, answers)["landmarks5"].shape == (2, 5, 2)
+
+
+def test_the_graph_of_a_student_with_heatmaps_computes_what_the_network_does() -> None:
+    network = build_network(student(), model_spec(student(), OUTPUTS), seed=1).eval()
+    images = torch.rand(3, 3, 40, 40, generator=torch.Generator().manual_seed(0)) * 255
+    graph = trace(network)
+    assert [node.op for node in graph.nodes if node.name == graph.outputs["landmarks5"]] == ["cells"]
+    assert graph.output_shape("landmarks5") == (5, 5, 5)
+    with torch.no_grad():
+        computed, expected = run(graph, images), network(images)
+    for name, value in expected.items():
+        assert torch.allclose(computed[name], value, atol=1e-4)
+
+
+class Turned(nn.Module):
+    """A convolution whose map's axes are put in another order, or read on."""
+
+    def __init__(self, order: tuple[int, ...], *, on: bool) -> None:
+        super().__init__()
+        self.conv, self.order, self.on = nn.Conv2d(3, 4, 3, padding=1), order, on
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        turned = self.conv(images).permute(*self.order)
+        return {"landmarks5": turned.relu() if self.on else turned}
+
+
+def test_only_an_output_has_its_channels_last() -> None:
+    assert trace_module(Turned((0, 2, 3, 1), on=False), input_px=8).output_shape("landmarks5") == (8, 8, 4)
+    with pytest.raises(UnsupportedError, match="axes in the order"):
+        trace_module(Turned((0, 1, 3, 2), on=False), input_px=8)
+    with pytest.raises(UnsupportedError, match="only an output may"):
+        trace_module(Turned((0, 2, 3, 1), on=True), input_px=8)
+
+
+def test_every_backbone_can_take_a_linear_head_and_only_some_another() -> None:
+    assert landmark_heads("edge_s") == ("linear", "heatmap")
+    assert landmark_heads("vgg16") == ("linear", "integral")
+    assert landmark_heads("cnn5") == ("linear",)

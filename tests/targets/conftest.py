@@ -25,9 +25,11 @@ OUTPUTS = (
 )
 
 
-def random_network(backbone: str, *, input_px: int = 32, width: float = 0.25, seed: int = 0) -> MultiTaskNetwork:
+def random_network(
+    backbone: str, *, input_px: int = 32, width: float = 0.25, seed: int = 0, landmark_head: str = "linear"
+) -> MultiTaskNetwork:
     """An evaluation-mode network whose batch-norms and heads are far from their initial ones and zeros."""
-    network = NetworkSpec(backbone=backbone, width=width, input_px=input_px)
+    network = NetworkSpec(backbone=backbone, width=width, input_px=input_px, landmark_head=landmark_head)
     built = build_network(network, spec_of(network), seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -39,8 +41,9 @@ def random_network(backbone: str, *, input_px: int = 32, width: float = 0.25, se
                 module.bias.uniform_(-0.3, 0.3, generator=generator)
                 module.running_mean.uniform_(-0.2, 0.2, generator=generator)
                 module.running_var.uniform_(0.5, 1.5, generator=generator)
-        for head in built.heads.values():
-            assert isinstance(head, torch.nn.Linear)
+        for head in (*built.heads.values(), *built.heatmaps.values()):
+            assert isinstance(head, torch.nn.Linear | torch.nn.Conv2d)
+            assert head.bias is not None
             head.weight.normal_(0.0, 0.2, generator=generator)
             head.bias.normal_(0.0, 0.2, generator=generator)
     return built.eval()

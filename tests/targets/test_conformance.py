@@ -11,7 +11,7 @@ import pytest
 
 from edgeface.errors import EdgefaceError, UnsupportedError
 from edgeface.precision import IOS_VERSIONS, PRECISIONS, TARGETS, check, of_target
-from edgeface.specs import STUDENTS, ModelSpec, NetworkSpec
+from edgeface.specs import LANDMARK_HEADS, STUDENTS, ModelSpec, NetworkSpec
 from quantize.graph import Graph, trace
 from quantize.grid import Quantized
 from targets.artifacts import SUFFIXES
@@ -21,8 +21,9 @@ from targets.runners import FORMATS, SimulatedRunner, open_file
 
 from .conftest import quantize_network, random_network, random_pictures, spec_of
 
+HEATMAPS = tuple(f"{name} with heatmaps" for name in LANDMARK_HEADS["heatmap"])
 # Smallest inputs that leave every student a map behind its last pooling.
-INPUT_PX = dict.fromkeys(STUDENTS, 32) | {"tcdcn_relu": 40}
+INPUT_PX = dict.fromkeys((*STUDENTS, *HEATMAPS), 32) | {"tcdcn_relu": 40}
 EVERY_FILE = [(target, precision) for target in TARGETS for precision in PRECISIONS[target]]
 REFUSED = [
     (target, precision)
@@ -47,8 +48,10 @@ def student_of() -> Callable[[str], Student]:
     def of(name: str) -> Student:
         if name not in made:
             side = INPUT_PX[name]
-            network = random_network(name, input_px=side)
-            model = spec_of(NetworkSpec(backbone=name, width=0.25, input_px=side))
+            backbone, _, mapped = name.partition(" with ")
+            head = "heatmap" if mapped else "linear"
+            network = random_network(backbone, input_px=side, landmark_head=head)
+            model = spec_of(NetworkSpec(backbone=backbone, width=0.25, input_px=side, landmark_head=head))
             made[name] = Student(model=model, graph=trace(network), quantized=quantize_network(network, input_px=side))
         return made[name]
 
@@ -90,7 +93,7 @@ def compared(student: Student, path: Path, precision: str, *, runtime: str) -> P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("student", STUDENTS)
+@pytest.mark.parametrize("student", [*STUDENTS, *HEATMAPS])
 @pytest.mark.parametrize(("target", "precision"), EVERY_FILE)
 def test_every_file_agrees_with_its_student(
     target: str, precision: str, student: str, student_of: Callable[[str], Student], tmp_path: Path

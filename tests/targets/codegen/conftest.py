@@ -155,7 +155,7 @@ def read_crops(path: Path, *, count: int) -> NDArray[np.float32]:
 
 
 def _length(output: OutputSpec) -> int:
-    size = int(np.prod(output.shape))
+    size = 2 * len(output.mean_shape) if output.heatmap else int(np.prod(output.shape))
     return {Kind.CLASSES: size + 1, Kind.ATTRIBUTES: 2 * size, Kind.AGE: 1}.get(TASKS[output.task].kind, size)
 
 

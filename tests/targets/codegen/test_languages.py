@@ -98,6 +98,24 @@ def test_a_stage_wise_age_is_decoded_as_evaluation_does(language: str, head: str
     assert apart(answers, flat_answers(spec, replace(cases, outputs=turned))) > 10.0
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_landmarks_of_heatmaps_are_decoded_as_evaluation_does(language: str, tmp_path: Path) -> None:
+    outputs = tuple(
+        replace(output, shape=(4, 3, 5), heatmap=True) if output.name == "landmarks5" else output
+        for output in model().outputs
+    )
+    spec = replace(model(), outputs=outputs)
+    cases = make_cases(spec)
+    program = compile_program(language, manifest_of(spec, LANGUAGES[language]), tmp_path)
+
+    _, answers = cut_and_decoded(program, spec, cases, tmp_path)
+
+    assert apart(answers, flat_answers(spec, cases)) <= TOLERANCE
+    # The twin: rows of cells read in another order.
+    turned = cases.outputs | {"landmarks5": cases.outputs["landmarks5"][:, ::-1].copy()}
+    assert apart(answers, flat_answers(spec, replace(cases, outputs=turned))) > 0.1
+
+
 def test_shifted_crop_is_noticed_twin(program: Program, spec: ModelSpec, cases: Cases, tmp_path: Path) -> None:
     shifted = replace(cases, crops=cases.crops.copy())
     shifted.crops[:6, 0] += 1
