@@ -821,10 +821,22 @@ def work(
                 keep(train(training, key=key, runs=arguments.runs))
             continue
         context = multiprocessing.get_context("spawn")
+        of_run: dict[Path, list[tuple[Training, str]]] = {}  # stages of one run cannot be trained side by side
+        for training, key in group:
+            of_run.setdefault(_folder(training, arguments.runs), []).append((training, key))
         with ProcessPoolExecutor(arguments.jobs, mp_context=context, initializer=live_with_parent) as pool:
-            futures = [pool.submit(train, training, key=key, runs=arguments.runs) for training, key in group]
-            for future in as_completed(futures):
-                keep(future.result())
+            futures = [pool.submit(_train_in_turn, own, runs=arguments.runs) for own in of_run.values()]
+            try:
+                for future in as_completed(futures):
+                    for record in future.result():
+                        keep(record)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # or all the others would be trained first, and none kept
+                raise
+
+
+def _train_in_turn(todo: Sequence[tuple[Training, str]], *, runs: Path) -> list[Record]:
+    return [train(training, key=key, runs=runs) for training, key in todo]
 
 
 def main() -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ from benchmarks.tables import (
 )
 from edgeface import config
 from edgeface.config import list_recipes, load_recipe
-from edgeface.errors import ConfigError, InterruptedRun
+from edgeface.errors import ConfigError, DataError, InterruptedRun
 
 RECIPE = """
 name = "{name}"
@@ -433,3 +435,53 @@ def test_a_committed_table_is_that_of_its_figures(path: Path) -> None:
         task, _, metric = definition.columns[0].partition(".")
         scores[task][metric] += 1.0
         assert markdown(path.stem, definition, found["rows"]) != text, "twin: another figure is noticed"
+
+
+def work_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, todo: Sequence[Training], fake: Callable[..., dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Work off a queue with two threads in the place of two processes."""
+    monkeypatch.setattr(tables, "ProcessPoolExecutor", lambda jobs, **_: ThreadPoolExecutor(jobs))
+    monkeypatch.setattr(tables, "train", fake)
+    records: list[dict[str, Any]] = []
+    arguments = argparse.Namespace(jobs=2, runs=tmp_path / "runs", out=tmp_path / "out")
+    tables.work([(one, "key") for one in todo], {}, records, arguments)
+    return records
+
+
+def test_stages_of_one_run_are_not_trained_side_by_side(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    todo = [Training(recipe="light", stage=stage, seed=seed) for seed in (0, 1) for stage in ("teacher", "student")]
+    at_work: dict[int, int] = {}
+
+    def fake(training: Training, *, key: str, runs: Path) -> dict[str, Any]:
+        at_work[training.seed] = at_work.get(training.seed, 0) + 1
+        time.sleep(0.05)
+        together.append((at_work[training.seed], sum(at_work.values())))
+        at_work[training.seed] -= 1
+        return {"recipe": training.recipe, "stage": training.stage, "seed": training.seed, "key": key}
+
+    together: list[tuple[int, int]] = []
+    monkeypatch.setattr(tables, "load_recipe", lambda name: load_recipe("balancer-fixed"))
+    assert len(work_with(monkeypatch, tmp_path, todo, fake)) == 4
+    assert [own for own, _ in together] == [1, 1, 1, 1]
+    assert max(every for _, every in together) == 2, "twin: the other seed's run is trained meanwhile"
+
+
+def test_a_row_that_fails_ends_the_queue_and_keeps_the_rows_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    todo = [Training(recipe="light", stage="teacher", seed=seed) for seed in range(40)]
+    begun = []
+
+    def fake(training: Training, *, key: str, runs: Path) -> dict[str, Any]:
+        begun.append(training.seed)
+        time.sleep(0.01 if training.seed < 5 else 0.4)
+        if training.seed == 4:
+            raise DataError("no such corpus")
+        return {"recipe": training.recipe, "stage": training.stage, "seed": training.seed, "key": key}
+
+    monkeypatch.setattr(tables, "load_recipe", lambda name: load_recipe("balancer-fixed"))
+    with pytest.raises(DataError, match="no such corpus"):
+        work_with(monkeypatch, tmp_path, todo, fake)
+    assert 4 in begun
+    assert len(begun) < 20, "the others were not begun"
