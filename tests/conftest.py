@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import hypothesis
@@ -11,6 +12,9 @@ import pytest
 # A time limit for each example measures the machine, not the code. In CI the same examples are drawn every time.
 hypothesis.settings.register_profile("edgeface", deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("edgeface")
+
+# Who starts the tests in the background has them ignore Ctrl-C, and their children with them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -26,6 +26,7 @@ ASIDE = ("write_folder", "TemporaryDirectory")
 WITHIN = {
     "edgeface/files.py": {"write_bytes": "is the way itself", "require_room": "deleted again"},
     "edgeface/data/pack.py": {"_with_header": "in the pack aside"},
+    "edgeface/data/places.py": {"encode_places": "into memory"},
     "edgeface/data/shard_writer.py": {"_write_shard": "aside, flushed and renamed: a stream of gigabytes"},
     "edgeface/report/answers.py": {"keep": "into memory"},
     "edgeface/report/plots.py": {"svg": "into memory", "png": "into memory"},
