@@ -4,7 +4,7 @@ most for the time.
     python -m benchmarks.architecture profile            edge_s, cut behind each of its operations, and the core's peak
     python -m benchmarks.architecture blocks             what stems and blocks cost, alone
     python -m benchmarks.architecture networks           whole networks side by side, in LiteRT and OpenVINO
-    EDGEFACE_DATA=FOLDER python -m benchmarks.architecture train [NAME...] [--epochs 8] [--seed 0]
+    EDGEFACE_DATA=FOLDER python -m benchmarks.architecture train [NAME...] [--epochs 12] [--seed 0]
     python -m benchmarks.architecture report             Markdown, CSV and chart of what has been measured
 
 Each writes its part of benchmarks/results/architecture.json; `train` takes networks of nearly the same time, without
@@ -47,6 +47,7 @@ from distill.train import train
 from edgeface.config import load_recipe
 from edgeface.files import write_json
 from edgeface.models.backbones import initialise
+from edgeface.models.heads import HEATMAP_STRIDE
 from edgeface.models.layers import Conv2dSame, same_padding
 from edgeface.models.network import MultiTaskNetwork, build_network, model_spec
 from edgeface.provenance import commit, cpu, versions
@@ -87,10 +88,17 @@ class Shape:
     input_px: int = 64
 
 
-EDGE_S = Shape(name="edge_s", plan="24s2 48s2 48 96s2 96 96 96s2 64k1 flat fc128")
-# As fast as edge_s within a few percent, and trained: each spends the time elsewhere.
+EDGE_S = Shape(name="edge_s", plan="16s2 64s2 64 64 80s2 80 80 80 64s2 64k1 flat fc96")
+# Half a megabyte with the heads of all tasks, a fifth of a millisecond: where the arithmetic is best spent.
 CANDIDATES = (
     EDGE_S,
+    Shape(name="shallow", plan="16s2 64s2 64 64 64 80s2 80 80 80s2 64k1 flat fc96"),
+    Shape(name="deep", plan="16s2 64s2 64 64 64s2 64 64 64 64 64 64s2 64k1 flat fc96"),
+    Shape(name="narrow", plan="16s2 48s2 48 48 80s2 80 80 80 64s2 64k1 flat fc96"),
+)
+# Drawn for landmarks from a linear layer, in the time of the first of them, which was the default then.
+EARLIER = (
+    Shape(name="wide at 8×8", plan="24s2 48s2 48 96s2 96 96 96s2 64k1 flat fc128"),
     Shape(name="narrow-deep", plan="16s2 32s2 32 32 32 64s2 64 64 64 64 64 80s2 80 64k1 flat fc96"),
     Shape(name="more-at-16", plan="16s2 48s2 48 48 80s2 80 80 80s2 80 64k1 flat fc112"),
     Shape(name="stem-4x4", plan="32k4s4 48 48 48 80s2 80 80 96s2 64k1 flat fc128"),
@@ -104,15 +112,10 @@ CANDIDATES = (
 )
 
 
-# What a quarter of a millisecond and half a megabyte allow.
-QUARTER = (
-    Shape(name="edge_s2", plan="16s2 64s2 64 64 64 80s2 80 80 80s2 64k1 flat fc96"),
-    Shape(name="edge_s2 80 px", plan="16s2 48s2 48 48 48 64s2 64 64 64 64s2 64 64k1 flat fc96", input_px=80),
-)
-TRAINED = (*CANDIDATES, *QUARTER)
+TRAINED = (*CANDIDATES, EARLIER[0], EARLIER[2])
 # The larger students.
 LARGER = (
-    Shape(name="edge_m", plan="16s2 64s2 64 64 96s2 96 96 96 128s2 64k1 flat fc160"),
+    Shape(name="edge_m", plan="16s2 64s2 64 64 64 96s2 96 96 96 96 128s2 64k1 flat fc160"),
     Shape(name="edge_l", plan="32s2 64s2 64 64 64 64 128s2 128 128 128 128s2 128 128 64k1 flat fc192"),
 )
 # Networks that are timed only: the published mobile backbones under our heads, and residual sums.
@@ -125,7 +128,7 @@ TIMED = (
         plan="16s2 d 16k1 96k1 ds2 24k1 < 144k1 d 24k1 + 144k1 ds2 32k1 < 192k1 d 32k1 + < 192k1 d 32k1 + 192k1 ds2 "
         "64k1 < 384k1 d 64k1 + 64k1 flat fc128",
     ),
-    Shape(name="edge_s with sums", plan="24s2 48s2 < 48 + 96s2 < 96 + < 96 + 96s2 64k1 flat fc128"),
+    Shape(name="edge_s with sums", plan="16s2 64s2 < 64 + < 64 + 80s2 < 80 + < 80 + < 80 + 64s2 64k1 flat fc96"),
 )
 # A stem of its own, and blocks behind it: their time is half the difference of three and one of them.
 STEMS = (
@@ -405,14 +408,13 @@ def blocks(folder: Path, *, rounds: int) -> dict[str, Any]:
     return {"stems": stems, "blocks": _marginal(BLOCKS, times[len(STEMS) :])}
 
 
-def write_own(network: MultiTaskNetwork, path: Path) -> list[Path]:
+def write_own(network: MultiTaskNetwork, model: ModelSpec, path: Path) -> list[Path]:
     """The w8a8 files of a network as edgeface builds them, for LiteRT and OpenVINO; its ranges are those of noise."""
     side = network.input_px
     fake_quant = prepare(network.eval(), QatSpec())
     noise = torch.randint(0, 256, (4, 3, side, side), generator=torch.Generator().manual_seed(0))
     calibrate(fake_quant, [noise.float()], limit=1)
     finish(fake_quant)
-    model = all_tasks(NetworkSpec(backbone="edge_s", input_px=side))
     files = []
     for target in ("android", "openvino"):
         files.append(path.with_suffix(f".w8a8{SUFFIXES[target]}"))
@@ -432,32 +434,47 @@ def networks(folder: Path, *, rounds: int) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     files: list[Path] = []
 
-    def add(shape: Shape, path: Path, *, made_by: str, runtime: str = "LiteRT") -> None:
+    def add(
+        shape: Shape, path: Path, *, made_by: str, runtime: str = "LiteRT", points: int = 0, channels: int = 0
+    ) -> None:
+        """A file, and what it costs; heatmaps of `points` landmarks are read from a map of so many channels."""
         done = steps(shape.plan, shape.input_px)
-        features = done[-1].channels
+        values = sum(HEADS) - 2 * points
+        cells = (shape.input_px // HEATMAP_STRIDE) ** 2
         files.append(path)
         rows.append(
             {
-                "name": shape.name,
+                "name": f"{shape.name}, heatmaps" if points else shape.name,
                 "plan": shape.plan,
                 "input_px": shape.input_px,
                 "runtime": runtime,
                 "made_by": made_by,
-                "macs": sum(step.macs for step in done) + features * sum(HEADS),
-                "parameters": sum(step.parameters for step in done) + (features + 1) * sum(HEADS),
+                "macs": sum(step.macs for step in done) + done[-1].channels * values + cells * channels * points,
+                "parameters": sum(step.parameters for step in done)
+                + (done[-1].channels + 1) * values
+                + (channels + 1) * points,
                 "field": max(step.field for step in done if step.side),
                 "size_bytes": open_model(path).size_bytes if runtime == "OpenVINO" else path.stat().st_size,
             }
         )
 
-    for number, shape in enumerate((*TRAINED, *LARGER, *TIMED)):
+    def add_own(shape: Shape, path: Path, *, landmark_head: str = "linear") -> None:
+        spec = NetworkSpec(backbone="edge_s", input_px=shape.input_px, landmark_head=landmark_head)
+        network = network_of(shape, build_network(spec, all_tasks(spec)), seed=0)
+        heads = [head for head in network.heatmaps.values() if isinstance(head, nn.Conv2d)]
+        sides = [(head.out_channels, head.in_channels) for head in heads]
+        points, channels = sides[0] if sides else (0, 0)
+        for file, runtime in zip(write_own(network, all_tasks(spec), path), ("LiteRT", "OpenVINO"), strict=True):
+            add(shape, file, made_by="edgeface", runtime=runtime, points=points, channels=channels)
+
+    for number, shape in enumerate((*CANDIDATES, *EARLIER, *LARGER, *TIMED)):
         path = folder / f"{number}.tflite"
-        if all(step.kind in ("conv", "flat", "fc") for step in steps(shape.plan, shape.input_px)):
-            spec = NetworkSpec(backbone="edge_s", input_px=shape.input_px)
-            network = network_of(shape, build_network(spec, all_tasks(spec)), seed=0)
-            for file, runtime in zip(write_own(network, path), ("LiteRT", "OpenVINO"), strict=True):
-                add(shape, file, made_by="edgeface", runtime=runtime)
-        if shape is EDGE_S or not files or files[-1].stem != f"{number}.w8a8":
+        own = all(step.kind in ("conv", "flat", "fc") for step in steps(shape.plan, shape.input_px))
+        if own:
+            add_own(shape, path)
+        if shape in (EDGE_S, *LARGER):
+            add_own(shape, folder / f"{number}-heatmaps.tflite", landmark_head="heatmap")
+        if shape is EDGE_S or not own:
             path.write_bytes(convert(shape.plan, shape.input_px, heads=HEADS))
             add(shape, path, made_by="TensorFlow")
     for row, us in zip(rows, time_files(files, rounds=rounds), strict=True):
@@ -493,30 +510,36 @@ def backbone(plan: str, input_px: int) -> nn.Sequential:
 
 
 def network_of(shape: Shape, like: MultiTaskNetwork, *, seed: int) -> MultiTaskNetwork:
-    """Put the trunk of a shape into a network, with fresh heads."""
+    """Put the trunk of a shape into a network, with fresh heads; heatmaps are read from its last map of stride 8."""
     generator = torch.Generator().manual_seed(seed)
     like.backbone = backbone(shape.plan, shape.input_px)
-    features = steps(shape.plan, shape.input_px)[-1].channels
+    done = steps(shape.plan, shape.input_px)
     sizes = {name: head.out_features for name, head in like.heads.items() if isinstance(head, nn.Linear)}
-    like.heads = nn.ModuleDict({name: nn.Linear(features, size) for name, size in sizes.items()})
+    like.heads = nn.ModuleDict({name: nn.Linear(done[-1].channels, size) for name, size in sizes.items()})
+    if like.heatmaps:
+        place = max(place for place, step in enumerate(done) if step.side * HEATMAP_STRIDE == shape.input_px)
+        points = {name: head.out_channels for name, head in like.heatmaps.items() if isinstance(head, nn.Conv2d)}
+        like.maps = (f"conv{place}",)
+        like.heatmaps = nn.ModuleDict({name: nn.Conv2d(done[place].channels, k, 1) for name, k in points.items()})
     initialise(list(like.modules()), generator=generator)
     with torch.no_grad():
-        for head in like.heads.values():
-            assert isinstance(head, nn.Linear)
+        for head in (*like.heads.values(), *like.heatmaps.values()):
+            assert isinstance(head, (nn.Linear, nn.Conv2d))
+            assert head.bias is not None
             head.weight.normal_(0.0, 0.01, generator=generator)
             head.bias.zero_()
     return like
 
 
 def train_briefly(shape: Shape, folder: Path, *, epochs: float, seed: int) -> dict[str, object]:
-    """Train a shape on the labels of mtfl@train, in one thread: a proxy for what it could learn.
+    """Train a shape on the labels of mtfl@train, landmarks as heatmaps, in one thread: a proxy for what it could learn.
 
     Returns:
         The shape, what it took, and the main metrics on mtfl@val.
     """
     spec = TrainSpec(epochs=epochs, batch=64, lr=3e-3, ema=0.995, dtype="bf16")
     # edge_s stands in for the shape, which recipes do not know.
-    network_spec = NetworkSpec(backbone="edge_s", input_px=shape.input_px)
+    network_spec = NetworkSpec(backbone="edge_s", input_px=shape.input_px, landmark_head="heatmap")
     recipe = replace(
         load_recipe("mtfl-cpu"), threads=1, seed=seed, student=StudentSpec(network=network_spec, train=spec)
     )
@@ -739,7 +762,7 @@ def _training_lines(found: Mapping[str, Any]) -> list[str]:
     return [
         "## A proxy for accuracy",
         "",
-        "Brief trainings of fp32 networks: the labels of mtfl@train without a teacher, equal "
+        "Brief trainings of fp32 networks: the labels of mtfl@train without a teacher, landmarks as heatmaps, equal "
         "steps, one thread, scored on mtfl@val. Far from what the recipes reach, and one seed: a hint at the order, no "
         "more.",
         "",
@@ -803,7 +826,7 @@ def main() -> None:
     training = verbs.add_parser("train")
     training.add_argument("names", nargs="*")
     training.add_argument("--out", type=Path, default=Path("runs"))
-    training.add_argument("--epochs", type=float, default=8.0)
+    training.add_argument("--epochs", type=float, default=12.0)
     training.add_argument("--seed", type=int, default=0)
     verbs.add_parser("report").add_argument("--runs", type=Path, default=Path("runs"))
     arguments = parser.parse_args()

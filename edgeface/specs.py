@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from edgeface.errors import ConfigError, did_you_mean
@@ -225,6 +225,21 @@ class NetworkSpec:
             _unless(self.head in ("", "pool", "flatten"), "head", self.head, "'pool', 'flatten' or ''"),
             _unless(0.0 <= self.dropout < 1.0, "dropout", self.dropout, "a share in [0, 1)"),
             _unless_one_of(ACTIVATIONS, "activation", self.activation),
+        )
+
+    def on(self, backbone: str, *, width: float | None = None, input_px: int | None = None) -> NetworkSpec:
+        """This network on another trunk; its landmarks come from a linear layer where that trunk makes no heatmaps.
+
+        Raises:
+            ConfigError: No network can be like this.
+        """
+        kept = self.landmark_head if self.landmark_head in landmark_heads(backbone) else "linear"
+        return replace(
+            self,
+            backbone=backbone,
+            width=self.width if width is None else width,
+            input_px=self.input_px if input_px is None else input_px,
+            landmark_head=kept,
         )
 
 

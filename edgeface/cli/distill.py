@@ -128,7 +128,7 @@ def expand(recipe: Recipe) -> list[Recipe]:
             recipe,
             name=f"{recipe.name}-{backbone}",
             students=(),
-            student=replace(recipe.student, network=replace(recipe.student.network, backbone=backbone)),
+            student=replace(recipe.student, network=recipe.student.network.on(backbone)),
         )
         for backbone in recipe.students
     ]

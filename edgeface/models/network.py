@@ -41,6 +41,7 @@ class MultiTaskNetwork(nn.Module):
         heads: Output name to its linear layer.
         integrals: Output name to its head over the trunk's maps, for landmarks where the spec asks for it.
         heatmaps: Output name to the convolution that makes its heatmaps of the trunk's last map, likewise.
+        maps: Names of the trunk's blocks whose results landmarks are read from, where the spec asks for it.
         frozen_prefix: How many of the trunk's blocks stay fixed and in evaluation mode.
     """
 
@@ -69,7 +70,7 @@ class MultiTaskNetwork(nn.Module):
             features = network.hidden
         self.dropout = nn.Dropout(network.dropout)
         landmarks = [output for output in model.outputs if TASKS[output.task].kind is Kind.LANDMARKS]
-        self._maps = tuple(built.maps) if landmarks and network.landmark_head != "linear" else ()
+        self.maps = tuple(built.maps) if landmarks and network.landmark_head != "linear" else ()
         channels = tuple(built.maps.values())
         integral, mapped = (landmarks if network.landmark_head == head else [] for head in ("integral", "heatmap"))
         self.integrals = nn.ModuleDict(
@@ -113,12 +114,12 @@ class MultiTaskNetwork(nn.Module):
 
     def _trunk(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Features of standardized images, and the maps that landmarks are read from."""
-        if not self._maps:
+        if not self.maps:
             return self.backbone(images), []
         maps = []
         for name, child in self.backbone.named_children():
             images = child(images)
-            if name in self._maps:
+            if name in self.maps:
                 maps.append(images)
         return images, maps
 

@@ -90,7 +90,7 @@ def trial_recipe(recipe: Recipe, combination: Combination) -> Recipe:
         ConfigError: No student can be like this.
     """
     own = recipe.student
-    network = replace(own.network, backbone=combination.student, width=combination.width, input_px=combination.input_px)
+    network = own.network.on(combination.student, width=combination.width, input_px=combination.input_px)
     train = replace(own.train, epochs=recipe.sweep.epochs) if recipe.sweep.epochs else own.train
     return replace(
         recipe,

@@ -326,7 +326,7 @@ def tiny(backbone: str, *, seed: int, tasks: tuple[str, ...] = ("gender",)) -> M
 
 @pytest.mark.parametrize(
     ("backbone", "blocks"),
-    [("vgg16", 13), ("vgg19", 16), ("resnet50", 5), ("tcdcn", 5), ("tcdcn_60", 5), ("edge_s", 9), ("cnn5", 5)],
+    [("vgg16", 13), ("vgg19", 16), ("resnet50", 5), ("tcdcn", 5), ("tcdcn_60", 5), ("edge_s", 11), ("cnn5", 5)],
 )
 def test_blocks_of_a_trunk_are_its_layers_with_weights(backbone: str, blocks: int) -> None:
     network = tiny(backbone, seed=0)

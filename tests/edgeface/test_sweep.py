@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeface.cli.distill import expand
 from edgeface.cli.main import main
 from edgeface.config import load_recipe
 from edgeface.errors import (
@@ -115,6 +116,16 @@ def test_a_trial_is_an_ordinary_recipe_of_one_student(recipe: Path) -> None:
     assert (own.student.network.backbone, own.student.network.width, own.student.network.input_px) == ("cnn5", 0.5, 48)
     assert own.student.train.epochs == 3
     assert own.sweep == type(own.sweep)()
+
+
+def test_heatmaps_stay_where_the_trunk_makes_them_and_other_students_answer_offsets(recipe: Path) -> None:
+    own = load_recipe(str(recipe), overrides=["student.network.landmark_head='heatmap'"])
+    heads = [
+        trial_recipe(own, Combination(student=student, width=1.0, input_px=64)).student.network.landmark_head
+        for student in ("edge_l", "cnn5")
+    ]
+    listed = [each.student.network for each in expand(dataclasses.replace(own, students=("edge_m", "vgg11")))]
+    assert heads == ["heatmap", "linear"] == [network.landmark_head for network in listed]
 
 
 @pytest.mark.parametrize(
