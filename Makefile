@@ -20,10 +20,12 @@ help:
 demo: .venv/.android
 	.venv/bin/edgeface demo
 
-# Two processes: in one, a training in tests/test_benchmark_tables.py once crashed; the cause is not known (DECISIONS.md).
+# Processes of their own: in one, a training in tests/test_benchmark_tables.py once crashed; the cause is not known
+# (DECISIONS.md).
 test: lint
 	.venv/bin/python -m pytest tests/distill tests/edgeface tests/hostile tests/quantize tests/targets
 	.venv/bin/python -m pytest tests/*.py
+	.venv/bin/python -m pytest tests/reliability
 
 check: lint
 	.venv/bin/python -m pytest -m "not slow"
