@@ -21,7 +21,7 @@ import statistics
 import sys
 import time
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,7 +46,8 @@ from edgeface.specs import IMBALANCE_LOSSES, STAGES, Recipe
 from edgeface.tasks import TASKS, Kind
 
 if TYPE_CHECKING:
-    from edgeface.evaluate import Evaluation
+    from edgeface.data.pack import Pack
+    from edgeface.evaluate import Evaluation, Outputs
 
 DEFINITIONS = Path(__file__).with_suffix("")
 RESULTS = Path(__file__).parent / "results" / "tables"
@@ -119,7 +120,7 @@ class Table:
         varies: Keys of a recipe in which rows may differ, name and summary aside: "teacher.balancer" allows all below.
         stage: What is scored.
         seeds: Of each row.
-        converged: Largest share of the untrained network's loss on the main task that a row's may end at.
+        converged: Largest share of the loss of raw answers of 0 on the main task that a row's may end at.
         against: Row that the others' errors are held against, task by task; "" leaves that column out.
         same_steps: Whether rows trained for other numbers of steps than the first are refused.
         curves: Whether validation curves are kept and drawn.
@@ -347,49 +348,53 @@ def _clear_if_other(folder: Path, recipe: Recipe) -> None:
 
 def _scored(recipe: Recipe, folder: Path) -> Record:
     """What a finished stage answers on val and test, and how far its losses on the training faces fell."""
+    import numpy as np
     import torch
 
     from distill.stages import objective_with
     from edgeface.checkpoint import load_checkpoint
     from edgeface.data.sources import data_root
-    from edgeface.evaluate import Runner, evaluate, evaluation_pack
+    from edgeface.evaluate import answer, evaluate, evaluation_pack
     from edgeface.models.network import build_network, count_parameters
-    from edgeface.models.runner import TorchRunner
     from targets.runners import open_model
 
     checkpoint = load_checkpoint(folder.parent / "teacher" if folder.name == "forest" else folder)
     model, root = checkpoint.model, data_root()
-    begun = build_network(checkpoint.network, model, seed=recipe.seed)
     # Rows under weighted or focal losses are held to the plain one, as their neighbours are.
     forms = {task: form for task, form in recipe.loss.forms.items() if form not in IMBALANCE_LOSSES}
     plain = dataclasses.replace(recipe, loss=dataclasses.replace(recipe.loss, forms=forms))
     objective = objective_with(plain, model, teacher=None)
 
-    def scores(runner: Runner, sources: Sequence[str]) -> dict[str, Evaluation]:
+    def scores(sources: Sequence[str]) -> dict[str, Evaluation]:
         return {source: evaluate(runner, evaluation_pack(source, model, root=root), batch=256) for source in sources}
 
-    def losses(runner: Runner) -> dict[str, float]:
+    def losses(answers: Callable[[Pack], Outputs]) -> dict[str, float]:
         found: dict[str, float] = {}
-        for evaluation in scores(runner, recipe.data.train).values():
+        for source in recipe.data.train:
+            pack = evaluation_pack(source, model, root=root)
+            raw = answers(pack)
             for output in model.outputs:
-                if output.task in evaluation.labels and TASKS[output.task].kind.value != "identity":
-                    raw = torch.from_numpy(evaluation.outputs[output.name])
-                    labels = torch.from_numpy(evaluation.labels[output.task])
-                    found.setdefault(output.task, objective.label_loss(output.name, raw, labels))
+                if output.task in pack.labels and TASKS[output.task].kind is not Kind.IDENTITY:
+                    labels = torch.from_numpy(np.asarray(pack.labels[output.task]))
+                    loss = objective.label_loss(output.name, torch.from_numpy(raw[output.name]), labels)
+                    found.setdefault(output.task, loss)
         return found
+
+    def nothing(pack: Pack) -> Outputs:
+        return {each.name: np.zeros((len(pack.keys), *each.shape), dtype=np.float32) for each in model.outputs}
 
     runner = open_model(folder)
     curve = checkpoint.folder / "curve.csv"
     return {
         "steps": checkpoint.manifest["training"]["steps"],
         "samples": checkpoint.manifest["training"]["samples"],
-        "parameters": count_parameters(begun),
-        "loss_before": losses(TorchRunner(begun.eval(), model)),
-        "loss_after": losses(runner),
+        "parameters": count_parameters(build_network(checkpoint.network, model)),
+        "loss_before": losses(nothing),
+        "loss_after": losses(lambda pack: answer(runner, pack, batch=256)),
         **{
             split: {
                 source: {"samples": found.samples, **{task: _figures(found, task) for task in found.tasks}}
-                for source, found in scores(runner, getattr(recipe.data, split)).items()
+                for source, found in scores(getattr(recipe.data, split)).items()
             }
             for split in ("val", "test")
         },
@@ -431,7 +436,7 @@ def verdict_of(record: Record, table: Table, *, steps: int | None = None) -> str
     if task:
         share = record["loss_after"][task] / record["loss_before"][task]
         if not share <= table.converged:
-            return f"UNCONVERGED: {task}'s loss ended at {share:.2f} of the untrained network's"
+            return f"UNCONVERGED: {task}'s loss ended at {share:.2f} of what answers of 0 lose"
     if table.same_steps and steps is not None and record["steps"] != steps:
         return f"OTHER_LENGTH: {record['steps']} steps, not {steps}"
     return "MEASURED"
@@ -682,7 +687,7 @@ def _conditions(name: str, table: Table, good: Sequence[Record]) -> str:
     text += f"One thread of {'; '.join(machines)}. "
     text += (
         "A row is refused when the main task's loss on the training faces does not end at or below "
-        f"{table.converged:g} of what the untrained network, whose heads answer next to nothing, loses."
+        f"{table.converged:g} of what raw answers of 0 lose, where single-task training starts."
     )
     return text
 
