@@ -96,6 +96,10 @@ class TfliteRunner:
         if len(inputs) != 1:
             raise UnsupportedError(f"{len(inputs)} inputs", expected="one, a picture", where=str(path))
         self._input = inputs[0]
+        if self._input["shape"][:1] != [1]:
+            raise UnsupportedError(
+                f"an input of the shape {self._input['shape']}", expected="one picture at a time", where=str(path)
+            )
         self._outputs = self._engine.description["outputs"]
         self._own = spec is not None  # a float input of a file of ours is the standardized picture
         self.spec = spec or _minimal_spec(path, self._input, self._outputs)
