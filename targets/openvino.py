@@ -1009,8 +1009,10 @@ _SAFE_WEIGHT = 64
 
 def _largest_weight(model: Any) -> int:
     """Largest magnitude of an int8 constant, 0 when there is none."""
-    stored = [op.data for op in model.get_ops() if op.get_type_name() == "Constant"]
-    return max((int(np.abs(v.astype(np.int16)).max()) for v in stored if v.dtype == np.int8 and v.size), default=0)
+    int8 = _openvino().Type.i8  # NumPy knows not all of the others
+    constants = [op for op in model.get_ops() if op.get_type_name() == "Constant"]
+    stored = [op.data for op in constants if op.get_element_type() == int8]
+    return max((int(np.abs(values.astype(np.int16)).max()) for values in stored if values.size), default=0)
 
 
 @functools.cache

@@ -150,6 +150,13 @@ def test_a_found_file_that_opens_answers_with_an_error_of_ours() -> None:
         runner.answer(np.zeros((1, 4, 4, 3), np.int8))  # type: ignore[attr-defined]
 
 
+def test_a_found_ir_with_a_constant_of_no_numpy_type_is_read() -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    runner = open_model(CASES / "constant_of_another_type.xml")
+    (values,) = runner.answer(np.zeros(runner.inputs[0].shape, np.float32)).values()  # type: ignore[attr-defined]
+    assert values.shape == (1, 2)
+
+
 def test_an_onnx_file_of_another_batch_than_one_answers_with_an_error_of_ours(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx", reason="onnx is not installed")
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
