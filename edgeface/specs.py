@@ -112,6 +112,14 @@ def landmark_heads(backbone: str) -> tuple[str, ...]:
     return tuple(head for head, backbones in LANDMARK_HEADS.items() if backbone in backbones)
 
 
+def _number(name: str) -> float:
+    """The width of "cnn5@0.5"; NaN of what is no number."""
+    try:
+        return float(name.partition("@")[2])
+    except ValueError:
+        return math.nan
+
+
 def _unless(condition: bool, key: str, found: object, expected: str, *, hint: str = "") -> ConfigError | None:
     if condition:
         return None
@@ -783,8 +791,8 @@ class SweepSpec:
     recipe's own student.
 
     Attributes:
-        students: Backbones.
-        widths: Factors on their channel counts.
+        students: Backbones; as "cnn5@0.5" one of that width alone.
+        widths: Factors on the channel counts of those without a width of their own.
         inputs: Sides of their input, in pixels.
         precisions: Of the files built, scored and timed; where trials are chosen by what earlier ones gave, the first
             decides.
@@ -807,11 +815,26 @@ class SweepSpec:
     sampler: str = "grid"
     trials: int = 0
 
+    @property
+    def sizes(self) -> tuple[tuple[str, float | None], ...]:
+        """Each of `students`, and its own width; None where it takes each of `widths`."""
+        return tuple((name.partition("@")[0], _number(name) if "@" in name else None) for name in self.students)
+
     def __post_init__(self) -> None:
         once = ("students", "widths", "inputs", "precisions", "tasks")
         offered = PRECISIONS[self.target] if self.target in SWEPT_TARGETS else ()
         _refuse(
-            *(_unless_one_of(STUDENTS, f"students[{place}]", name) for place, name in enumerate(self.students)),
+            *(
+                _unless_one_of(STUDENTS, f"students[{place}]", name.partition("@")[0])
+                for place, name in enumerate(self.students)
+            ),
+            *(
+                _unless(
+                    0.0 < _number(name) <= 4.0, f"students[{place}]", name, "NAME@WIDTH, the width a factor in (0, 4]"
+                )
+                for place, name in enumerate(self.students)
+                if "@" in name
+            ),
             *(
                 _unless(0.0 < width <= 4.0, f"widths[{place}]", width, "a factor in (0, 4]")
                 for place, width in enumerate(self.widths)

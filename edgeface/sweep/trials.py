@@ -66,7 +66,7 @@ class Setting:
 
 
 def combinations(recipe: Recipe) -> list[Combination]:
-    """Every combination of a recipe's table, the last list changing fastest.
+    """Every combination of a recipe's table once, the last list changing fastest.
 
     Raises:
         ConfigError: There is nothing to sweep over.
@@ -79,8 +79,14 @@ def combinations(recipe: Recipe) -> list[Combination]:
             where="sweep",
             do="Write the table, or try one: --set 'sweep.widths=[0.5, 1.0]'",
         )
-    axes = (table.students or (own.backbone,), table.widths or (own.width,), table.inputs or (own.input_px,))
-    return [Combination(student=s, width=float(w), input_px=px) for s, w, px in product(*axes)]
+    widths, inputs = table.widths or (own.width,), table.inputs or (own.input_px,)
+    sizes = [
+        (student, float(width))
+        for student, alone in table.sizes or ((own.backbone, None),)
+        for width in (widths if alone is None else (alone,))
+    ]
+    every = (Combination(student=s, width=w, input_px=px) for (s, w), px in product(sizes, inputs))
+    return list(dict.fromkeys(every))
 
 
 def trial_recipe(recipe: Recipe, combination: Combination) -> Recipe:
