@@ -20,7 +20,7 @@ from quantize.stage import train_qat
 
 # Narrow and small enough for two CPU cores to train twelve of them in an hour or two.
 NETWORKS = {
-    "edge_s": NetworkSpec(backbone="edge_s", input_px=64),
+    "edge_s": NetworkSpec(backbone="edge_s", input_px=64, landmark_head="heatmap"),
     "cnn5": NetworkSpec(backbone="cnn5", width=0.5, input_px=48),
     "vgg11": NetworkSpec(backbone="vgg11", width=0.25, input_px=48),
     "lightcnn9": NetworkSpec(backbone="lightcnn9", width=0.5, input_px=48),

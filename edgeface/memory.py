@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 from collections.abc import Callable
 
 from edgeface.errors import MissingToolError, ResourceError
@@ -35,12 +36,31 @@ def memory_error(error: BaseException) -> ResourceError | None:
     if not is_memory(error):
         return None
     said = error.found if isinstance(error, MissingToolError) else str(error)
-    reason = " ".join(said.split())[:160] or type(error).__name__
+    return _short(" ".join(said.split())[:160] or type(error).__name__)
+
+
+def ended_by_native_code(code: int) -> ResourceError:
+    """The error of a process under a limit that ended without a word of ours; its code is negative for a signal."""
+    how = signal.Signals(-code).name if code < 0 else f"exit {code}"
+    return _short(f"native code ended the process, {how}")
+
+
+def _short(reason: str) -> ResourceError:
     return ResourceError(
         f"out of memory ({reason})",
         expected=f"more than this process may have{_limit_in_words()}",
         do="Raise the limit (ulimit -v), end other programs, or lower train.batch and threads in the recipe",
     )
+
+
+def limit_error(said: object) -> ResourceError | None:
+    """The error a user sees when a library's words about a file speak of memory, and this process may have a part of it
+    alone; None otherwise: without a limit it is the file that wants too much.
+    """
+    words = str(said).lower()
+    if not is_limited() or not any(each in words for each in (*_WORDS, "memoryerror")):
+        return None
+    return _short(" ".join(str(said).split())[-160:])
 
 
 def is_limited() -> bool:

@@ -19,6 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from edgeface import limits
 from edgeface.errors import ModelError, UnsupportedError
+from edgeface.memory import limit_error
 from edgeface.specs import ModelSpec, OutputSpec
 from edgeface.tasks import TASKS, Kind
 from targets.protocol import Port
@@ -37,9 +38,10 @@ try:
 except ImportError:  # Windows has no such limits; time is limited from outside
     resource = None
 if resource is not None:
-    memory, seconds = int(sys.argv[2]), int(sys.argv[3])
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    for kind, most in ((resource.RLIMIT_AS, int(sys.argv[2])), (resource.RLIMIT_CPU, int(sys.argv[3]))):
+        allowed = resource.getrlimit(kind)[1]  # nobody may raise a limit that is lower already
+        most = most if allowed == resource.RLIM_INFINITY else min(most, allowed)
+        resource.setrlimit(kind, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 """
 
@@ -55,6 +57,7 @@ def try_apart(program: str, path: Path, *, runtime: str, expected: str) -> None:
 
     Raises:
         ModelError: It could not be run, or not within `limits.TRIAL_S` and `limits.TRIAL_MEMORY_BYTES`.
+        ResourceError: This process may have less memory (ulimit -v), and that did not suffice.
     """
     seconds, memory = limits.TRIAL_S, limits.TRIAL_MEMORY_BYTES
     # -P: else a stray openvino.py in the folder of the user would be the runtime.
@@ -85,6 +88,9 @@ def try_apart(program: str, path: Path, *, runtime: str, expected: str) -> None:
     elif verbose:
         found, do = f"{runtime} does not stop writing messages about it", "Do not ship it"
     else:
+        short = limit_error(said)
+        if short is not None:
+            raise short
         lines = [line.strip() for line in said.splitlines() if line.strip()]
         reason = lines[-1][-300:] if lines and process.returncode > 0 else f"ended by signal {-process.returncode}"
         out_of_memory = any(word in said for word in _NO_MEMORY)

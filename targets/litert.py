@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edgeface.errors import MissingToolError, ModelError, UnsupportedError
 from edgeface.evaluate import Outputs
+from edgeface.memory import limit_error
 from edgeface.specs import ModelSpec
 from targets.foreign import (
     minimal_spec,
@@ -334,7 +335,8 @@ def _blamed(path: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError) as error:
-        raise ModelError(f"LiteRT cannot run it ({error})", expected="a whole TFLite file", where=str(path)) from error
+        found = f"LiteRT cannot run it ({error})"
+        raise limit_error(error) or ModelError(found, expected="a whole TFLite file", where=str(path)) from error
 
 
 def _minimal_spec(path: Path, picture: Any, outputs: Mapping[str, Any]) -> ModelSpec:

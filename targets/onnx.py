@@ -35,9 +35,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.config import to_plain
-from edgeface.errors import MissingToolError, ModelError, OutputError, UnsupportedError
+from edgeface.errors import EdgefaceError, MissingToolError, ModelError, OutputError, UnsupportedError
 from edgeface.evaluate import Outputs
 from edgeface.files import write_bytes
+from edgeface.memory import limit_error
 from edgeface.precision import check
 from edgeface.specs import ModelSpec
 from quantize.graph import INPUT, SHARING, Graph, Node
@@ -832,8 +833,8 @@ def _session(model: str | bytes, *, threads: int, where: str, optimised: Path | 
         raise _cannot_run(error, where=where) from error
 
 
-def _cannot_run(error: Exception, *, where: str) -> ModelError:
-    return ModelError(
+def _cannot_run(error: Exception, *, where: str) -> EdgefaceError:
+    return limit_error(error) or ModelError(
         f"ONNX Runtime cannot run it ({error})",
         expected="a whole ONNX file",
         where=where,

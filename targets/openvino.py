@@ -43,9 +43,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.config import to_plain
-from edgeface.errors import MissingToolError, ModelError, UnsupportedError
+from edgeface.errors import EdgefaceError, MissingToolError, ModelError, UnsupportedError
 from edgeface.evaluate import Outputs
 from edgeface.files import output_error
+from edgeface.memory import limit_error
 from edgeface.precision import check
 from edgeface.specs import ModelSpec
 from quantize.graph import INPUT, SHARING, Graph, Node
@@ -1100,9 +1101,9 @@ def _compiled(model: Any, *, threads: int, where: Path) -> Any:
         raise _broken(where, error) from error
 
 
-def _broken(path: Path, error: RuntimeError) -> ModelError:
+def _broken(path: Path, error: RuntimeError) -> EdgefaceError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return ModelError(
+    return limit_error(error) or ModelError(
         f"OpenVINO cannot run it ({lines[-1][-300:] if lines else 'no reason given'})",
         expected="a whole .xml with its .bin beside it",
         where=str(path),

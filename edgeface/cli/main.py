@@ -22,9 +22,10 @@ from typing import Any, NoReturn, Protocol, TextIO, cast
 
 from edgeface import __version__
 from edgeface.cli.result import Result
-from edgeface.errors import EdgefaceError, InterruptedRun, UsageError, did_you_mean
+from edgeface.cli.watch import Watch, run_apart
+from edgeface.errors import EdgefaceError, InterruptedRun, ResourceError, UsageError, did_you_mean
 from edgeface.files import no_room, output_error
-from edgeface.memory import memory_error
+from edgeface.memory import is_limited, memory_error
 
 # Verb to its module and one line of help. A module is imported when its verb is chosen.
 VERBS: dict[str, tuple[str, str]] = {
@@ -74,8 +75,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    in_json = "--json" in words[: words.index("--") if "--" in words else None]
+    if argv is not None:
+        return _run(argv)
+    watched, words = Watch(), sys.argv[1:]
+    if is_limited() and not watched:
+        try:
+            return run_apart(words)
+        except ResourceError as error:
+            return _refuse(error, words, in_json=_wants_json(words))
+    code = _run(words)
+    watched.ended()
+    return code
+
+
+def _run(argv: Sequence[str]) -> int:
+    words = list(argv)
+    in_json = _wants_json(words)
     try:
         verb, arguments = _parse(words)
         with _stdout_kept_clean():
@@ -85,6 +100,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else 0
     except (Exception, KeyboardInterrupt) as error:
         return _refuse(error, words, in_json=in_json)
+
+
+def _wants_json(words: Sequence[str]) -> bool:
+    return "--json" in (words[: words.index("--")] if "--" in words else words)
 
 
 def _parse(words: list[str]) -> tuple[Verb, argparse.Namespace]:
