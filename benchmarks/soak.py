@@ -86,11 +86,10 @@ def kill(folder: Path, clock: Clock) -> Found:
 
 
 _LIMITED = """
-import resource, sys
+import os, resource, sys
 kind, most = getattr(resource, sys.argv[1]), int(sys.argv[2])
 resource.setrlimit(kind, (most, most))
-from edgeface.cli.main import main
-sys.exit(main(sys.argv[3:]))
+os.execv(sys.executable, [sys.executable, "-m", "edgeface", *sys.argv[3:]])
 """
 
 

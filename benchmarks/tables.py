@@ -497,12 +497,12 @@ def _error(column: str, value: float) -> float:
     return value if metric in _LOWER else 1.0 - value
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], *, places: int = 2) -> str:
     """Mean ± standard deviation; the mean alone of one value, "–" of none."""
     if not values:
         return "–"
-    text = f"{statistics.mean(values):.2f}"
-    return text if len(values) < 2 else f"{text} ± {statistics.stdev(values):.2f}"
+    text = f"{statistics.mean(values):.{places}f}"
+    return text if len(values) < 2 else f"{text} ± {statistics.stdev(values):.{places}f}"
 
 
 def worsening(records: Mapping[int, Record], reference: Mapping[int, Record], columns: Sequence[str]) -> list[float]:
@@ -521,18 +521,20 @@ def judged(table: Table, found: Found) -> list[dict[str, Any]]:
 
     Differences are those of the same seed, in the printed unit, above 0 where the published row is the better one. A
     relation held when it did with every seed, did not when the opposite came out with every seed, and is undecided
-    otherwise; NOT_RUN with fewer than two seeds.
+    otherwise; with fewer than two seeds it is REFUSED where the trainings are there, and NOT_RUN where they are not.
     """
     lines = []
     for relation in table.relations:
-        better, than = (
-            found.good.get((name, stage or _stage_of(table, name)), {})
+        rows = [
+            (name, stage or _stage_of(table, name))
             for name, stage in ((relation.better, relation.better_stage), (relation.than, relation.than_stage))
-        )
+        ]
+        better, than = (found.good.get(row, {}) for row in rows)
         gains = _gains(table, relation.column, better, than)
+        missing = {(one.recipe, one.stage) for one in found.missing}
         verdict = "undecided"
         if len(gains) < 2:
-            verdict = "NOT_RUN"
+            verdict = "NOT_RUN" if missing & set(rows) else "REFUSED"
         elif all(gain > -relation.within for gain in gains):
             verdict = "held"
         elif all(gain < -relation.within for gain in gains):
@@ -631,6 +633,8 @@ def published_table(lines: Sequence[Mapping[str, Any]]) -> str:
         verdict = line["verdict"]
         if verdict == "NOT_RUN":
             verdict += f": {len(line['gains'])} of {line['seeds']} seeds"
+        if verdict == "REFUSED":
+            verdict += ": a row's trainings are, see its table"
         cells = [line["says"], line["source"], spread(line["gains"]), verdict]
         if reasons:
             cells.append(line["reason"] if line["verdict"] in ("did not hold", "undecided") else "")
@@ -640,15 +644,14 @@ def published_table(lines: Sequence[Mapping[str, Any]]) -> str:
 
 def index(tables: Mapping[str, Table], records: Sequence[Record]) -> str:
     """All tables on one page: how much of each is there, and which published relations held."""
-    lines = ["| table | trainings | held | did not hold | undecided | NOT_RUN |", "|---|---|---|---|---|---|"]
+    outcomes = ("held", "did not hold", "undecided", "REFUSED", "NOT_RUN")
+    lines = [f"| table | trainings | {' | '.join(outcomes)} |", "|" + "---|" * (2 + len(outcomes))]
     sections = []
     for name, table in tables.items():
         found = gather(table, records)
         verdicts = judged(table, found)
         good = sum(len(own) for own in found.good.values())
-        counts = [
-            sum(line["verdict"] == v for line in verdicts) for v in ("held", "did not hold", "undecided", "NOT_RUN")
-        ]
+        counts = [sum(line["verdict"] == outcome for line in verdicts) for outcome in outcomes]
         cells = [f"[{name}]({name}.md)", f"{good} of {len(table.rows) * len(table.seeds)}", *map(str, counts)]
         lines.append("| " + " | ".join(cells) + " |")
         if verdicts:
@@ -657,7 +660,8 @@ def index(tables: Mapping[str, Table], records: Sequence[Record]) -> str:
         "# Which published relations held",
         "How the tables are made and repeated: [docs/tables.md](../../../docs/tables.md). A relation held when it did "
         "with every seed, did not hold when the opposite came out with every seed, and is undecided in between; it is "
-        "NOT_RUN before two seeds of both rows are there. Differences are of the same seed, in the unit of the table's "
+        "NOT_RUN before two seeds of both rows are there, and REFUSED where they are there and did not converge. "
+        "Differences are of the same seed, in the unit of the table's "
         "column (of all columns at once: percent of the errors), above 0 where the published row is the better one.",
         "\n".join(lines),
         *sections,
@@ -667,14 +671,22 @@ def index(tables: Mapping[str, Table], records: Sequence[Record]) -> str:
 
 def _cell(own: Mapping[int, Record], column: str, split: str) -> str:
     values = [value_of(record, column, split) for record in own.values()]
-    return spread([shown(column, value) for value in values if value is not None])
+    places = 4 if column.partition(".")[2] in ("mae", "rmse") else 2  # of scores in [0, 1]
+    return spread([shown(column, value) for value in values if value is not None], places=places)
 
 
 def _conditions(name: str, table: Table, good: Sequence[Record]) -> str:
-    until = "" if table.stage == "qat" else f" --until {table.stage}"
+    stages = list(dict.fromkeys(row.stage or table.stage for row in table.rows))
+    stage = "STAGE" if len(stages) > 1 else stages[0]
+    until = "" if stages == ["qat"] else f" --until {stage}"
     text = (
         f"`python -m benchmarks.tables {name}`; one row by hand: `edgeface distill RECIPE --set seed=SEED"
-        f"{until} --out runs/RECIPE-SEED`, then `edgeface eval runs/RECIPE-SEED/{table.stage} --data SOURCE`. "
+        f"{until} --out runs/RECIPE-SEED`, then `edgeface eval runs/RECIPE-SEED/{stage} --data SOURCE`"
+        + (
+            "; a forest grows with its teacher, and qat is where a run ends without `--until`. "
+            if len(stages) > 1
+            else ". "
+        )
     )
     if not good:
         return text + "Nothing has run yet."

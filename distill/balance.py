@@ -329,9 +329,10 @@ class Famo(Balancer):
         """See Balancer.after_step."""
         losses, present = again()
         fell = self.before - self._log(losses, present)
-        shares = torch.softmax(self.logits, dim=0)
+        logits = self.logits.masked_fill(present == 0.0, -torch.inf)  # a task without a label stands aside
+        shares = torch.softmax(logits, dim=0).nan_to_num(0.0)
         gradient = shares * (fell - (shares * fell).sum())  # the softmax's Jacobian times what fell
-        self.logits.sub_(self.spec.rate * self.STEP * (gradient + self.DECAY * self.logits))
+        self.logits.sub_(self.spec.rate * self.STEP * present * (gradient + self.DECAY * self.logits))
 
     def _log(self, losses: Tensor, present: Tensor) -> Tensor:
         return present * torch.log(self.base * losses + 1e-8)
@@ -343,12 +344,18 @@ class Famo(Balancer):
 class Surgery(Balancer):
     """Gradients of the tasks at the shared parameters, combined so that they do not work against each other.
 
-    Heads get their own task's gradient. The rule is TorchJD's, by the balancer's name.
+    Heads get their own task's gradient. The rule is TorchJD's, by the balancer's name; the order in which PCGrad takes
+    the tasks is drawn by the number of the step, so that all processes draw the same.
 
     Source:
         pcgrad: Yu et al., Gradient Surgery for Multi-Task Learning, arXiv:2001.06782. aligned: Senushkin et al.,
         Independent Component Alignment for Multi-Task Learning, arXiv:2305.19000.
     """
+
+    def __init__(self, weights: Mapping[str, float], spec: BalancerSpec, *, features: int) -> None:
+        super().__init__(weights, spec, features=features)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.steps: Tensor
 
     def backward(
         self,
@@ -386,7 +393,10 @@ class Surgery(Balancer):
         others = [leaf.grad for leaf in shared]
         for leaf in shared:
             leaf.grad = None
-        autojac.jac_to_grad(shared, rule())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(self.steps))
+            autojac.jac_to_grad(shared, rule())
+        self.steps += 1
         for leaf, other in zip(shared, others, strict=True):
             if self.spec.name == "aligned" and leaf.grad is not None:
                 leaf.grad.mul_(len(weighted))  # it averages, where the weighted sum adds

@@ -95,17 +95,18 @@ class Stopping(nn.Module):
         place = int(self.validations)
         if place >= _ROOM:
             return {}
-        self.history[place] = (self.sums[0] / self.sums[1].clamp(min=1.0)).double()
+        seen = self.sums[1] > 0.0  # a task whose labels did not come up has no error, least of all one of 0
+        self.history[place] = torch.where(seen, self.sums[0] / self.sums[1], torch.nan).double()
         self.sums.zero_()
         self.validations += 1
         if self.spec.mode == "none" or place < self.spec.window:
             return {}
+        past = self.history[: place + 1].cpu().numpy()
+        known = {name: past[np.isfinite(past[:, index]), index] for index, name in enumerate(self.tasks)}
         values = {
-            name: criterion(
-                self.history[: place + 1, index].cpu().numpy(), errors[name], weights[name], window=self.spec.window
-            )
+            name: criterion(known[name], errors[name], weights[name], window=self.spec.window)
             for index, name in enumerate(self.tasks)
-            if index > 0 and name in errors and bool(self.active[index])
+            if index > 0 and name in errors and bool(self.active[index]) and len(known[name]) > self.spec.window
         }
         if self.spec.mode == "each":
             for name, value in values.items():

@@ -24,7 +24,7 @@ def is_memory(error: BaseException) -> bool:
         return error.errno == errno.ENOMEM
     said = str(error).lower()
     if isinstance(error, SystemError):  # Python's own words where it cannot set aside the exception that it must raise
-        return is_limited() and "without setting an exception" in said
+        return is_limited() and ("without setting an exception" in said or "without exception set" in said)
     if type(error) is MissingToolError:  # a tool-kit that is here, and whose library found no room
         return any(words in said for words in _LOADER)
     # A library that cannot be mapped is an ImportError, or an OSError of ctypes that has no number.

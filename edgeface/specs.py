@@ -45,6 +45,7 @@ BALANCERS = (
     "pcgrad",
     "aligned",
 )
+AT_FEATURES = ("gradnorm", "pcgrad", "aligned")  # those that look at the tasks' gradients where all heads read
 STOPPING = ("none", "each", "all")
 DATABASES = ("", "database")
 CLASSIFIERS = ("softmax", "forest")
@@ -566,6 +567,17 @@ def _unless_in_parts(train: TrainSpec, balancer: BalancerSpec, stopping: Stoppin
     return _unless(train.accumulate == 1 or plain, "train.accumulate", train.accumulate, expected)
 
 
+def _unless_read_apart(network: NetworkSpec, balancer: BalancerSpec) -> ConfigError | None:
+    """None when a rule over the tasks' gradients at the shared features sees the landmarks' too."""
+    return _unless(
+        balancer.name not in AT_FEATURES or network.landmark_head == "linear",
+        "balancer.name",
+        balancer.name,
+        f"one that needs no gradient at the features, which landmark_head = {network.landmark_head!r} does not read",
+        hint='Set landmark_head = "linear", or take another balancer',
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class TeacherSpec:
     """The teacher: trained by the recipe, or a frozen one that was trained elsewhere.
@@ -598,6 +610,7 @@ class TeacherSpec:
         foreign = {"described": self.described, "licence": self.licence, "map": dict(self.map)}
         _refuse(
             _unless_in_parts(self.train, self.balancer, self.stopping),
+            _unless_read_apart(self.network, self.balancer),
             *(
                 _unless(not value or self.frozen != "", key, value, "nothing without teacher.frozen")
                 for key, value in foreign.items()
@@ -623,6 +636,7 @@ class StudentSpec:
         pooled = self.network.activation == "prelu" and self.network.backbone not in UNPOOLED
         _refuse(
             _unless_in_parts(self.train, self.balancer, self.stopping),
+            _unless_read_apart(self.network, self.balancer),
             _unless_one_of(STUDENTS, "network.backbone", self.network.backbone),
             _unless(
                 not pooled,

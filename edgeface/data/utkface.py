@@ -14,7 +14,8 @@ pixels of the aligned picture. Some names are malformed. What a name leaves no d
 
     39_1_20170116174525125.jpg.chip.jpg     a field short: which of gender and race it is nobody knows; the age is kept
     53__0_20170116184028385.jpg.chip.jpg    an empty field: no label
-    24_0_1_20170116220224657 .jpg.chip.jpg  a blank, 55_0_0_20170116232725357jpg.chip.jpg  a missing dot: read as meant
+    24_0_1_20170116220224657 .jpg.chip.jpg  a blank, 55_0_0_20170116232725357jpg.chip.jpg  a missing dot,
+    44_1_4_20170116235150272.pg.chip.jpg    a missing letter: read as meant
 
 and any other is listed as faulty. An age above 100, of which the age output knows none, is no label. Race is a group to
 report by.
@@ -57,7 +58,7 @@ SPLITS = (*TRAIN_PARTS, "test")
 RACES = ("White", "Black", "Asian", "Indian", "Others")
 
 _LAYOUT = "the published folder of aligned and cropped faces: UTKFace/AGE_GENDER_RACE_DATE.jpg.chip.jpg"
-_NAME = re.compile(r"^(?P<age>\d{1,3})_(?P<rest>(?:\d?_){1,2})(?P<date>\d{14,17}) ?\.?jpg(?:\.chip\.jpg)?$")
+_NAME = re.compile(r"^(?P<age>\d{1,3})_(?P<rest>(?:\d?_){1,2})(?P<date>\d{14,17}) ?\.?j?pg(?:\.chip\.jpg)?$")
 _COLUMNS = ("file", *(f"{axis}{point}" for point in range(68) for axis in "xy"))
 
 

@@ -218,7 +218,7 @@ def _box(left: float, top: float, right: float, bottom: float) -> Points:
 
 
 def _usual_place(path: Path, *, source: str) -> tuple[float, float, float]:
-    """Where the crop lies in a detection, in the median over the training faces."""
+    """Where the crop lies in a detection, in the median over the training faces whose points can be read."""
     boxes = read_boxes(path, PLACES["train"], source=source)
     seen, faces = [], []
     for place in PLACES["train"]:
@@ -226,8 +226,11 @@ def _usual_place(path: Path, *, source: str) -> tuple[float, float, float]:
             file = path / row["file"]
             key = picture_beside(file).relative_to(path).as_posix()
             if key in boxes:
+                try:
+                    faces.append(five_points(read_pts(file)))
+                except DataError:
+                    continue  # `gather` counts it when its turn comes
                 seen.append(boxes[key])
-                faces.append(five_points(read_pts(file)))
     return usual_place(seen, faces)
 
 

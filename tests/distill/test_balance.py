@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.balance import BALANCERS, Balancer, balancer, kept_statistics
+from distill.balance import BALANCERS, Balancer, Famo, balancer, kept_statistics
 from edgeface import specs
 from edgeface.specs import BalancerSpec
 
@@ -220,6 +220,31 @@ def test_famo_gives_weight_to_the_task_that_falls_behind() -> None:
     assert chosen.multipliers()["smile"] > 1.2 > 0.8 > chosen.multipliers()["gender"]
 
 
+def test_famos_logits_follow_the_softmaxs_jacobian_and_decay() -> None:
+    chosen = made("famo", rate=2.0)
+    assert isinstance(chosen, Famo)
+    chosen.logits.copy_(torch.tensor([0.3, -0.2]))
+    chosen.total(torch.tensor([1.0, 4.0]), HERE, FEATURES)
+    chosen.after_step(lambda: (torch.tensor([0.5, 3.0]), HERE))
+    z = np.exp([0.3, -0.2]) / np.exp([0.3, -0.2]).sum()
+    fell = np.log([1.0 / 0.5, 4.0 / 3.0])
+    jacobian = np.diag(z) - np.outer(z, z)
+    wanted = np.array([0.3, -0.2]) - 2.0 * 0.025 * (jacobian @ fell + 0.001 * np.array([0.3, -0.2]))
+    assert np.allclose(chosen.logits.numpy(), wanted, atol=1e-6)
+    assert not np.allclose(chosen.logits.numpy(), [0.3, -0.2], atol=1e-3), "the twin: it moved"
+
+
+def test_a_task_without_a_label_keeps_its_famo_weight() -> None:
+    chosen = made("famo", rate=20.0)
+    assert isinstance(chosen, Famo)
+    only = torch.tensor([1.0, 0.0])
+    for _ in range(20):
+        chosen.total(torch.tensor([1.0, 0.0]), only, FEATURES)
+        chosen.after_step(lambda: (torch.tensor([0.5, 0.0]), only))
+    assert chosen.logits[1] == 0.0
+    assert abs(float(chosen.logits[0])) < 1e-6, "alone, a task has nothing to fall behind"
+
+
 def shared_gradient(name: str, directions: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient at shared parameters whose task gradients are the rows of `directions`, and the heads' gradients."""
     shared = torch.zeros(2, requires_grad=True)
@@ -248,6 +273,28 @@ def test_pcgrad_takes_conflicting_parts_out_of_each_gradient() -> None:
 
     assert torch.allclose(shared, projected(first, second) + projected(second, first), atol=1e-5)
     assert not torch.allclose(shared, first + second, atol=1e-2)
+
+
+def test_all_processes_draw_pcgrads_order_alike_and_each_step_another() -> None:
+    """Their random states differ: each draws its own dropout."""
+    directions = torch.tensor([[1.0, 0.0], [-1.0, 2.0], [-1.0, -1.0]])
+
+    def gradients(seed: int) -> list[Tensor]:
+        torch.manual_seed(seed)
+        chosen = balancer(dict.fromkeys(("gender", "smile", "pose"), 1.0), BalancerSpec(name="pcgrad"), features=2)
+        found = []
+        for _ in range(6):
+            shared = torch.zeros(2, requires_grad=True)
+            features = (shared * 1.0)[None]
+            losses = torch.stack([(features[0] * row).sum() for row in directions])
+            chosen.backward(losses, torch.ones(3), features, differentiate=lambda total: total.backward())
+            assert shared.grad is not None
+            found.append(shared.grad)
+        return found
+
+    first, second = gradients(1), gradients(2)
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+    assert len({tuple(one.tolist()) for one in first}) > 1, "the twin: the order matters here"
 
 
 @pytest.mark.parametrize(("name", "floor"), [("pcgrad", -1e-4), ("aligned", -0.1)])

@@ -84,6 +84,18 @@ def test_nothing_stops_below_the_threshold_or_before_the_window_is_full(mode: st
     assert high.active.tolist() == short.active.tolist() == [1.0, 1.0, 1.0]
 
 
+def test_a_task_without_labels_for_a_while_is_judged_by_the_errors_it_had() -> None:
+    stopping = Stopping(TASKS, StoppingSpec(mode="each", window=4, threshold=1e9))
+    values: dict[str, float] = {}
+    for place, errors in enumerate(overfitting()):
+        values = run(stopping, [errors], {"gender": 9.0})
+        if place == 2:  # an interval without a label of gender, whose loss is 0 then
+            stopping.saw(torch.tensor([1.0, 0.0, 1.0]), torch.tensor([1.0, 0.0, 1.0]))
+            stopping.validated({"gender": 9.0}, WEIGHTS)
+    assert values["gender"] == pytest.approx(naive(FLAT, 9.0, 0.5, 4), rel=1e-6)
+    assert naive([*FLAT[:3], 1e-9, *FLAT[3:]], 9.0, 0.5, 4) > 1e6, "the twin: what an error of nearly 0 would give"
+
+
 def test_a_stopped_task_stays_stopped_after_a_resume() -> None:
     first = Stopping(TASKS, StoppingSpec(mode="each", window=4, threshold=20.0))
     run(first, overfitting(), {"gender": 9.0, "smile": 0.51})

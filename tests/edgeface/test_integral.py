@@ -16,7 +16,19 @@ from edgeface.models.heads import HEATMAP_SPAN as SPAN
 from edgeface.models.heads import heatmap_points
 from edgeface.models.integral import IntegralHead, expected_places
 from edgeface.models.network import build_network, model_spec
-from edgeface.specs import LANDMARK_HEADS, RESEARCH, STUDENTS, TEACHERS, NetworkSpec, landmark_heads, output_spec
+from edgeface.specs import (
+    AT_FEATURES,
+    LANDMARK_HEADS,
+    RESEARCH,
+    STUDENTS,
+    TEACHERS,
+    BalancerSpec,
+    NetworkSpec,
+    StudentSpec,
+    TeacherSpec,
+    landmark_heads,
+    output_spec,
+)
 from quantize.graph import run, trace, trace_module
 
 MEAN_SHAPE = ((0.3, 0.4), (0.7, 0.4), (0.5, 0.55), (0.35, 0.7), (0.65, 0.7))
@@ -165,3 +177,14 @@ def test_every_backbone_can_take_a_linear_head_and_only_some_another() -> None:
     assert landmark_heads("edge_s") == ("linear", "heatmap")
     assert landmark_heads("vgg16") == ("linear", "integral")
     assert landmark_heads("cnn5") == ("linear",)
+
+
+@pytest.mark.parametrize("name", AT_FEATURES)
+def test_gradients_at_the_shared_features_do_not_tell_of_landmarks_that_are_read_elsewhere(name: str) -> None:
+    balancer = BalancerSpec(name=name)
+    with pytest.raises(ConfigError, match="which landmark_head = 'integral' does not read"):
+        TeacherSpec(network=NetworkSpec(backbone="vgg16", landmark_head="integral"), balancer=balancer)
+    with pytest.raises(ConfigError, match="which landmark_head = 'heatmap' does not read"):
+        StudentSpec(network=NetworkSpec(backbone="edge_s", landmark_head="heatmap"), balancer=balancer)
+    TeacherSpec(network=NetworkSpec(backbone="vgg16"), balancer=balancer)  # the twins
+    TeacherSpec(network=NetworkSpec(backbone="vgg16", landmark_head="integral"), balancer=BalancerSpec(name="famo"))

@@ -141,6 +141,17 @@ def test_w300_test_crops_know_nothing_of_the_test_landmarks(tmp_path: Path) -> N
         np.testing.assert_array_equal(open_source("w300@full", root=root).crops, before.crops)
 
 
+def test_w300_found_does_without_a_training_face_whose_points_are_broken(tmp_path: Path) -> None:
+    root = write_w300(tmp_path)
+    write_boxes(root)
+    before = open_source("w300@full-found", root=root, strict=True)
+    next((root / "w300/lfpw/trainset").glob("*.pts")).write_text("version: 1\n")
+    np.testing.assert_allclose(open_source("w300@full-found", root=root, strict=True).crops, before.crops, rtol=0.05)
+    next((root / "w300/ibug").glob("*.pts")).write_text("version: 1\n")
+    with pytest.raises(DataError):  # the twin: a face of the split itself is not done without
+        open_source("w300@full-found", root=root, strict=True)
+
+
 def test_w300_without_boxes_says_which_file(tmp_path: Path) -> None:
     pytest.importorskip("scipy.io", reason="SciPy reads .mat files")
     with pytest.raises(DataError, match=r"bounding_boxes_ibug\.mat cannot be read"):

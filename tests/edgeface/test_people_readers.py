@@ -40,6 +40,7 @@ NAMES = {  # name to lowest age (None: no label), gender, race
     "53__0_20170116184028385.jpg.chip.jpg": (53, -1, "White"),
     "24_0_1_20170116220224657 .jpg.chip.jpg": (24, 0, "Black"),
     "55_0_0_20170116232725357jpg.chip.jpg": (55, 0, "White"),
+    "44_1_4_20170116235150272.pg.chip.jpg": (44, 1, "Others"),
     "7_0_3_20170110225013755.jpg": (7, 0, "Indian"),
 }
 

@@ -272,6 +272,7 @@ def test_a_memory_limit_is_an_error_of_one_line(tiny: Tiny, tmp_path: Path, limi
         (MissingToolError("onnx cannot be imported (No module named 'onnx')"), False),
         (DeviceError("the phone: cannot allocate memory"), False),
         (SystemError("returned NULL without setting an exception"), False),  # no limit is in force here
+        (SystemError("error return without exception set"), False),
         (ImportError("No module named 'onnx'"), False),
         (ValueError("out of memory"), False),
     ],
