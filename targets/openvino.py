@@ -1079,9 +1079,14 @@ def _name(port: Any) -> str:
 def _read(path: Path) -> Any:
     core = _core()
     try:
-        return core.read_model(str(path))
+        model = core.read_model(str(path))
+        for op in model.get_ops():  # each name once, here: later ones are read wherever they are needed
+            _ = op.get_friendly_name(), [port.get_names() for port in op.outputs()]
     except RuntimeError as error:
         raise _broken(path, error) from error
+    except UnicodeDecodeError as error:
+        raise _broken(path, RuntimeError(f"a name in it is no UTF-8 text: {error}")) from error
+    return model
 
 
 def _compiled(model: Any, *, threads: int, where: Path) -> Any:

@@ -150,6 +150,11 @@ def test_a_found_file_that_opens_answers_with_an_error_of_ours() -> None:
         runner.answer(np.zeros((1, 4, 4, 3), np.int8))  # type: ignore[attr-defined]
 
 
+def test_a_found_ir_with_a_name_that_is_no_text_ends_a_verb_with_2(capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    _ends_with_2(CASES / "no_utf8.xml", "no_utf8.xml: OpenVINO cannot run it (a name in it is no UTF-8 text", capfd)
+
+
 def test_a_found_ir_with_a_constant_of_no_numpy_type_is_read() -> None:
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
     runner = open_model(CASES / "constant_of_another_type.xml")
