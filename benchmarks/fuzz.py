@@ -1,6 +1,6 @@
 """Does a reader answer every hostile file with an error of edgeface's own, in bounded time?
 
-    python -m benchmarks.fuzz NAME...|all [--inputs 100000] [--seed 0] [--out FILE.json]
+    python -m benchmarks.fuzz NAME...|all [--inputs 100000] [--seed 0] [--jobs 1] [--out FILE.json]
     python -m benchmarks.fuzz NAME... --engine coverage                   inputs grown by atheris instead
     python -m benchmarks.fuzz NAME --again SEED:INDEX --keep FOLDER       the files of one input, to look at
 
@@ -28,6 +28,7 @@ import hashlib
 import io
 import json
 import math
+import multiprocessing
 import os
 import random
 import re
@@ -45,6 +46,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -52,6 +54,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from edgeface.errors import EdgefaceError
+from edgeface.processes import live_with_parent
 
 SLOW_S = 10.0
 WAIT_S = 60.0  # for a process that sleeps rather than computes
@@ -1376,19 +1379,43 @@ def _alarm(number: int, frame: object) -> None:
     raise SlowError(f"more than {SLOW_S:g} s of CPU time")
 
 
-def fuzz(name: str, *, inputs: int, seed: int = 0, told: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+def fuzz(
+    name: str, *, inputs: int, seed: int = 0, jobs: int = 1, told: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
     """Read that many hostile inputs.
+
+    Args:
+        name: One of READERS.
+        inputs: How many.
+        seed: With an input's number, decides it.
+        jobs: Processes that share them; each says what it finds on stderr.
+        told: Called with each fault and every ten thousand inputs, where one process reads all.
 
     Returns:
         A row: inputs, how many were read whole and how many refused, seconds, the slowest input, and what was found.
     """
+    if jobs == 1:
+        return _count(name, range(inputs), seed=seed, told=told).row()
+    begin = time.monotonic()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=live_with_parent) as pool:
+        parts = [pool.submit(_count, name, range(first, inputs, jobs), seed=seed, told=_tell) for first in range(jobs)]
+        whole, *others = (part.result() for part in parts)
+    for other in others:
+        whole.take_in(other)
+    whole.told, whole.begin = told, begin
+    return whole.row()
+
+
+def _count(name: str, indices: Sequence[int], *, seed: int, told: Callable[[str], None]) -> _Count:
     reader = READERS[name]()
     count = _Count(name=name, engine="mutation", seed=seed, told=told)
     read = _read_each if reader.trial is None else _read_each_apart
     with _scratch() as folder, _alarmed():
-        for index, (outcome, took) in enumerate(read(reader, folder, [f"{name}:{seed}:{i}" for i in range(inputs)])):
+        outcomes = read(reader, folder, [f"{name}:{seed}:{index}" for index in indices])
+        for index, (outcome, took) in zip(indices, outcomes, strict=True):
             count.add(outcome, f"{seed}:{index}", took=took)
-    return count.row()
+    return count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1432,6 +1459,16 @@ class _Count:
         if (inputs := self.kinds.total()) % 10_000 == 0:
             seconds = time.monotonic() - self.begin
             self.told(f"{self.name}: {inputs:,} inputs, {len(self.found)} found, {seconds:.0f} s")
+
+    def take_in(self, other: _Count) -> None:
+        """Add what another process counted."""
+        self.kinds += other.kinds
+        for case in other.found.values():
+            own = self.found.setdefault(case["case"], {**case, "count": 0})
+            own["count"] += case["count"]
+            own["first"] = min(own["first"], case["first"], key=lambda at: int(at.partition(":")[2]))
+        if other.slowest > self.slowest:
+            self.slowest, self.slowest_at = other.slowest, other.slowest_at
 
     def row(self) -> dict[str, Any]:
         return {
@@ -1652,6 +1689,7 @@ def main() -> None:
     parser.add_argument("names", nargs="+", metavar="NAME", choices=(*READERS, "all"), help=", ".join(READERS))
     parser.add_argument("--inputs", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that share the inputs")
     parser.add_argument("--engine", choices=("mutation", "coverage"), default="mutation")
     parser.add_argument("--out", type=Path, default=None, help="default: print alone")
     parser.add_argument("--again", metavar="SEED:INDEX", help="write one input instead of reading many")
@@ -1678,7 +1716,7 @@ def main() -> None:
         grow(names[0], inputs=options.inputs, seed=options.seed, done=done)
     failed = False
     for name in names:
-        row = fuzz(name, inputs=options.inputs, seed=options.seed, told=_tell)
+        row = fuzz(name, inputs=options.inputs, seed=options.seed, jobs=options.jobs, told=_tell)
         done(row)
         failed |= bool(row["found"])
     sys.exit(1 if failed else 0)

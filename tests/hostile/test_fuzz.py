@@ -42,6 +42,26 @@ def test_hostile_inputs_are_read_or_refused(name: str) -> None:
     assert row["accepted"] + row["refused"] == 120
 
 
+@pytest.mark.slow
+def test_processes_that_share_the_inputs_count_what_one_does() -> None:
+    timing = ("seconds", "slowest_ms", "slowest")
+    one, two = (fuzzer.fuzz("pairs", inputs=90, seed=4, jobs=jobs) for jobs in (1, 2))
+    assert {k: v for k, v in one.items() if k not in timing} == {k: v for k, v in two.items() if k not in timing}
+    assert one["accepted"] != fuzzer.fuzz("pairs", inputs=90, seed=5)["accepted"], (
+        "the twin: other inputs count otherwise"
+    )
+
+
+def test_what_two_processes_found_is_one_list() -> None:
+    counts = [fuzzer._Count(name="x", engine="mutation", seed=0, told=print) for _ in range(2)]
+    for count, at, case in ((counts[0], "0:8", "a"), (counts[1], "0:3", "a"), (counts[1], "0:5", "b")):
+        count.add(fuzzer.Outcome(kind="found", case=case), at, took=1.0)
+    counts[0].take_in(counts[1])
+    row = counts[0].row()
+    assert row["found"] == [{"case": "a", "first": "0:3", "count": 2}, {"case": "b", "first": "0:5", "count": 1}]
+    assert row["inputs"] == 3
+
+
 def _reader(fail: Any, *, trial: Any = None) -> Any:
     return lambda: fuzzer.Reader(make=lambda dice: {"a": bytes([dice.randrange(256)])}, read=fail, trial=trial)
 
