@@ -49,13 +49,13 @@ class Assumed:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Rates of one process, and what a sample and a step hold.
+    """Rates of one core, all from processor time, and what a sample and a step hold.
 
     Attributes:
         bytes_per_sample: Of a shard, by encoding.
-        pack_per_s: Samples a second of one packing process.
-        batches_per_s: Samples a second of one process that streams, shuffles and augments, by encoding.
-        in_order_per_s: Samples a second of one process that only decodes, by encoding.
+        pack_per_s: Samples a second that are packed.
+        batches_per_s: Samples a second that are streamed, shuffled and augmented, by encoding.
+        in_order_per_s: Samples a second that are only decoded, by encoding.
         places_per_s: Samples a second whose places in a shard are found, which each process does for all samples.
         gradient_bytes: Of a step, by network.
         collectives: Of a step that everybody waits for, by network.
@@ -76,7 +76,7 @@ def measured() -> Measured:
     """From the committed results."""
     rates: dict[str, Any] = read_json(RESULTS / "streaming.json")["rates"]
     steps = {row["case"].split(",")[0]: row for row in read_json(RESULTS / "ranks.json")["rows"][:2]}
-    per_s = {row["what"]: float(row["samples_per_s"]) for row in (*rates["packing"], *rates["reading"])}
+    per_s = {row["what"]: 1e6 / row["cpu_us"] for row in (*rates["packing"], *rates["reading"])}
     kinds = ("png", "jpg")
     return Measured(
         bytes_per_sample={kind: float(rates["bytes_per_sample"][kind]) for kind in kinds},
@@ -171,21 +171,21 @@ def table(it: dict[str, float], assumed: Assumed, *, faces: int, gpus: int) -> s
         row("shards of PNG (the default), 96 px", f"{it['png_tb']:.2f} TB", "measured"),
         row("shards of 4,096, JPEG", f"{it['shards']:,.0f} of {it['shard_mb']:.0f} MB", "measured"),
         row("packing", f"{it['pack_core_h']:,.0f} core-hours", "measured"),
-        row("packing by all host cores", f"{it['pack_h']:.1f} h", "measured × assumed cores"),
+        row("packing by all host cores", f"{it['pack_h']:.2f} h", "measured × assumed cores"),
         row("stored answers, 140 values", f"{it['answers_gb']:.0f} GB fp16", "arithmetic"),
-        row("asking the teacher once", f"{it['answers_h']:.1f} h", "measured decoding, one process a GPU"),
+        row("asking the teacher once", f"{it['answers_h']:.2f} h", "measured decoding, one core a GPU"),
         row("steps of an epoch", f"{it['steps_per_epoch']:,.0f}", f"assumed {assumed.batch_per_gpu} a GPU"),
-        row("epoch: teacher's arithmetic", f"{it['teacher_compute_epoch_h']:.2f} h", "counted ÷ assumed GPU"),
-        row("epoch: student's arithmetic", f"{it['student_compute_epoch_h']:.2f} h", "assumed GPU"),
-        row("epoch: decoding and augmenting, as built", f"{it['as_built_epoch_h']:.1f} h", "measured, a process a GPU"),
-        row("epoch: finding samples by tables", f"{it['places_epoch_h']:.2f} h", "measured, in each process"),
-        row("epoch: finding samples by headers", f"{it['headers_epoch_h']:.1f} h", "measured, in each process"),
-        row("epoch: decoding and augmenting on all cores", f"{it['all_cores_epoch_h']:.2f} h", "measured × cores"),
+        row("epoch: teacher's arithmetic", f"{it['teacher_compute_epoch_h']:.3f} h", "counted ÷ assumed GPU"),
+        row("epoch: student's arithmetic", f"{it['student_compute_epoch_h']:.3f} h", "assumed GPU"),
+        row("epoch: decoding and augmenting, as built", f"{it['as_built_epoch_h']:.2f} h", "measured, one core a GPU"),
+        row("epoch: finding samples by tables", f"{it['places_epoch_h']:.3f} h", "measured, in each process"),
+        row("epoch: finding samples by headers", f"{it['headers_epoch_h']:.2f} h", "measured, in each process"),
+        row("epoch: decoding and augmenting on all cores", f"{it['all_cores_epoch_h']:.3f} h", "measured × cores"),
         row("gradients of a teacher's step, all-reduced", f"{it['exchange_ms']:.1f} ms", "counted ÷ assumed link"),
         row("other collectives of a teacher's step", f"{it['awaited_ms']:.1f} ms", "counted × assumed latency"),
         row("a step, where all cores decode", f"{it['step_ms']:.0f} ms", "measured × cores"),
-        row(f"all stages ({epochs} epochs), as built", f"{it['total_as_built_h']:.0f} h", ""),
-        row("… of shards without tables of places", f"{it['total_headers_h']:.0f} h", ""),
+        row(f"all stages ({epochs} epochs), as built", f"{it['total_as_built_h']:.1f} h", ""),
+        row("… of shards without tables of places", f"{it['total_headers_h']:.1f} h", ""),
         row("… with tables, and all cores decoding", f"{it['total_all_cores_h']:.1f} h", ""),
     ]
     return "\n".join(lines) + "\n"

@@ -40,6 +40,17 @@ def test_more_gpus_hasten_decoding_and_not_the_search_for_samples() -> None:
     assert plan(slower, Assumed(), faces=36_000_000, gpus=20)["places_epoch_h"] == 2 * few["places_epoch_h"]  # twin
 
 
+def test_the_plan_stands_on_the_committed_rates_and_on_processor_time_alone() -> None:
+    """Rates of the clock on a busy machine beside processor time would compare unlike things."""
+    kept = read_json(RESULTS / "scale.json")["measured"]
+    rates = read_json(RESULTS / "streaming.json")["rates"]
+    rows = {row["what"]: row for row in (*rates["packing"], *rates["reading"])}
+    streamed = rows["jpg: streamed batches, shuffled and augmented"]
+    assert kept["batches_per_s"]["jpg"] == pytest.approx(1e6 / streamed["cpu_us"])
+    assert kept["pack_per_s"] == pytest.approx(1e6 / rows["shards, png, 1 processes"]["cpu_us"])
+    assert kept["batches_per_s"]["jpg"] != pytest.approx(streamed["samples_per_s"])  # twin
+
+
 def test_the_page_shows_the_committed_plan() -> None:
     kept = read_json(RESULTS / "scale.json")
     assumed = Assumed(**{**kept["assumed"], "epochs": tuple(kept["assumed"]["epochs"])})
