@@ -23,6 +23,7 @@ import argparse
 import contextlib
 import copy
 import csv
+import datetime
 import functools
 import hashlib
 import io
@@ -1168,26 +1169,27 @@ def _signature() -> Reader:
         for file, content in {**tiny_bundle(), "MODEL_CARD.md": b"card"}.items():
             (Path(name) / file).write_bytes(content)
         seal(Path(name), key=key)
-        files = {path.name: path.read_bytes() for path in sorted(Path(name).iterdir())}
-    manifest = json.loads(files[MANIFEST])
+        files = {f"bundle/{path.name}": path.read_bytes() for path in sorted(Path(name).iterdir())}
+    told, signed = f"bundle/{MANIFEST}", f"bundle/{SIGNATURE}"
+    manifest = json.loads(files[told])
 
     def make(dice: random.Random) -> Files:
-        made = {**files, ".pub": public, ".key": secret}
+        made = {**files, "own.pub": public, "own.key": secret}
         kind = dice.randrange(4)
         if kind == 0:  # whoever holds the key may sign anything
-            made[MANIFEST] = _json(dice, manifest)
-            made[SIGNATURE] = key.sign(made[MANIFEST])
+            made[told] = _json(dice, manifest)
+            made[signed] = key.sign(made[told])
         else:
-            name = dice.choice((".pub", ".key", SIGNATURE, MANIFEST, "golden.npz"))
+            name = dice.choice(("own.pub", "own.key", signed, told, "bundle/golden.npz"))
             made[name] = mutate_bytes(dice, made[name])
         return made
 
     def read(folder: Path) -> object:
-        private_key(folder / ".key")
-        verify(folder, key=public_key(folder / ".pub"))
+        private_key(folder / "own.key")
+        verify(folder / "bundle", key=public_key(folder / "own.pub"))
         return None
 
-    return Reader(make=make, read=read, grown=_only(".pub", {**files, ".key": secret}))
+    return Reader(make=make, read=read, grown=_only("own.pub", {**files, "own.key": secret}))
 
 
 def _pairs() -> Reader:
@@ -1311,6 +1313,327 @@ def _shards() -> Reader:
     return Reader(make=make, read=read)
 
 
+# -- runs, sweeps, databases -------------------------------------------------------------------------------------------
+
+
+def _step() -> Reader:
+    """Step checkpoints, read by the training that goes on from them."""
+    import torch
+    from torch import Tensor, nn
+
+    from distill.train import train
+    from edgeface.specs import TrainSpec
+
+    torch.set_num_threads(1)
+    spec = TrainSpec(epochs=1, batch=2, lr=1e-3, warmup_epochs=0.0, ema=0.9, checkpoint_s=1e-9)
+
+    @dataclass
+    class Batch:
+        images: Tensor
+        labels: dict[str, Tensor]
+        ids: Tensor
+
+    class Batches:
+        steps_per_epoch = 2
+
+        def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[Batch]:
+            for _ in range(start_step, self.steps_per_epoch):
+                yield Batch(torch.ones(2, 3, 4, 4), {"y": torch.ones(2)}, torch.arange(2))
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.head = nn.BatchNorm2d(3), nn.Linear(48, 1)
+
+        def forward(self, images: Tensor) -> dict[str, Tensor]:
+            return {"y": self.head(self.norm(images).flatten(1)).squeeze(1)}
+
+    def loss(outputs: Any, images: Tensor, labels: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        total = (outputs["y"] - labels["y"]).square().mean()
+        return total, {"y": total}
+
+    def go_on(folder: Path, spec: TrainSpec) -> object:
+        torch.manual_seed(0)
+        return train(
+            Net(),
+            loss,
+            Batches(),
+            spec=spec,
+            seed=0,
+            key="k",
+            partial=folder / "stage.partial",
+            input_px=4,
+            watch=lambda network: {"y.score": 0.5},
+        )
+
+    with tempfile.TemporaryDirectory() as name:
+        go_on(Path(name), spec)
+        files = {path.name: path.read_bytes() for path in sorted((Path(name) / "stage.partial").iterdir())}
+    told, weights = json.loads(files["state.json"]), files["state.safetensors"]
+    (length,) = struct.unpack("<Q", weights[:8])
+    header, body = json.loads(weights[8 : 8 + length]), weights[8 + length :]
+
+    def embed(content: bytes) -> Files:
+        return {"stage.partial/state.json": content, "stage.partial/state.safetensors": weights}
+
+    def make(dice: random.Random) -> Files:
+        kind = dice.randrange(4)
+        if kind < 2:
+            return embed(_json(dice, told))
+        if kind == 2:
+            content = mutate_bytes(dice, weights)
+        else:
+            words = _json(dice, header)
+            content = struct.pack("<Q", len(words)) + words + body
+        digest = {"sha256": hashlib.sha256(content).hexdigest()} if dice.randrange(8) else {}
+        return {
+            "stage.partial/state.json": json.dumps({**told, **digest}).encode(),
+            "stage.partial/state.safetensors": content,
+        }
+
+    quiet = TrainSpec(epochs=1, batch=2, lr=1e-3, warmup_epochs=0.0, ema=0.9, checkpoint_s=1e9)
+    grown = Grown(embed=embed, taken=lambda files: files["stage.partial/state.json"])
+    return Reader(make=make, read=lambda folder: go_on(folder, quiet), grown=grown)
+
+
+def _faces() -> Reader:
+    """The recipe and the digests that a run keeps of itself, as `--resume` reads them."""
+    from edgeface.runs import begin
+
+    text = 'name = "tiny"\nthreads = 1\n'
+    faces, validation = {"mtfl@train": "ab" * 32, "folder:x@train": "cd" * 32}, {"mtfl@val": "ef" * 32}
+    with tempfile.TemporaryDirectory() as name:
+        begin(Path(name), text, faces=faces, validation=validation)
+        files = {path.name: path.read_bytes() for path in sorted(Path(name).iterdir())}
+    kept = json.loads(files["faces.json"])
+
+    def make(dice: random.Random) -> Files:
+        if dice.randrange(8) == 0:
+            return {**files, "recipe.toml": mutate_bytes(dice, files["recipe.toml"])}
+        return {**files, "faces.json": _json(dice, kept)}
+
+    def read(folder: Path) -> object:
+        begin(folder, text, faces=faces, validation=validation)
+        return None
+
+    return Reader(make=make, read=read, grown=_only("faces.json", files))
+
+
+def _trial() -> Reader:
+    """The result of a sweep's trial, and what a sweep makes of it."""
+    from edgeface.report.pareto import csv_text, with_fronts
+    from edgeface.sweep.trials import Combination, load_result, rows_of
+
+    combination = Combination(student="edge_s", width=0.25, input_px=16)
+    metrics = {"gender": "accuracy", "landmarks5": "nme_percent"}
+    file = {
+        "precision": "w8a8",
+        "file": "out/android/edge_s.w8a8.tflite",
+        "sha256": "ab" * 32,
+        "runtime": "tflite-xnnpack",
+        "latency_ms": 0.003,
+        "size_bytes": 35552,
+        "macs": 130880,
+        "tasks": {"gender": {"accuracy": 0.5, "n": 32.0}, "landmarks5": {"nme_percent": 35.5, "n": 32.0}},
+    }
+    whole = {
+        "schema": 1,
+        "key": "k",
+        "student": "edge_s",
+        "width": 0.25,
+        "input_px": 16,
+        "state": "DONE",
+        "reason": "",
+        "machine": {"host": "x"},
+        "seconds": 0.5,
+        "checkpoint": "ab" * 32,
+        "files": [file, {**file, "macs": None}],
+    }
+
+    def make(dice: random.Random) -> Files:
+        return {"result.json": _json(dice, whole)}
+
+    def read(folder: Path) -> object:
+        found = load_result(folder / "result.json", key="k")
+        if found is None:
+            return None
+        rows = rows_of(found, combination, folder=Path("trials/x"))
+        return csv_text(with_fronts(rows, tasks=metrics, cost="size_bytes"), tasks=metrics)
+
+    return Reader(make=make, read=read, grown=_only("result.json"))
+
+
+def _database() -> Reader:
+    """AFLW's SQLite file: its pages changed, or its rows and tables."""
+    import sqlite3
+
+    from edgeface.data import aflw
+
+    tables = {
+        "Faces": "face_id INTEGER PRIMARY KEY, file_id TEXT, db_id TEXT",
+        "FaceImages": "image_id INTEGER PRIMARY KEY, file_id TEXT, filepath TEXT",
+        "FaceRect": "face_id INTEGER PRIMARY KEY, x REAL, y REAL, w REAL, h REAL",
+        "FacePose": "face_id INTEGER PRIMARY KEY, roll REAL, yaw REAL",
+        "FaceMetaData": "face_id INTEGER PRIMARY KEY, sex TEXT, occluded INTEGER, glasses INTEGER",
+        "FeatureCoords": "face_id INTEGER, feature_id INTEGER, x REAL, y REAL",
+    }
+    schema = "".join(f"CREATE TABLE {name} ({columns});" for name, columns in tables.items())
+    points = ((3, 4), (7, 4), (5, 6), (4, 8), (6, 8))
+    rows: list[tuple[str, tuple[Any, ...]]] = []
+    for face in range(4):
+        rows += [("Faces", (face, f"{face}.png", "aflw")), ("FaceImages", (face, f"{face}.png", f"0/{face}.png"))]
+        rows += [("FaceRect", (face, 1, 1, 9.5, 9)), ("FacePose", (face, 0.0, 0.3 * face))]
+        rows += [("FaceMetaData", (face, "mf"[face % 2], 0, 1))]
+        rows += [("FeatureCoords", (face, name, *point)) for name, point in zip(aflw.FIVE, points, strict=True)]
+    pictures = {f"flickr/0/{face}.png": pictures_of_all_kinds()["rgb.png"] for face in range(4)}
+    odd = (
+        None,
+        "",
+        "x",
+        -1,
+        0,
+        2**62,
+        -(2**62),
+        1e308,
+        -1e999,
+        b"\xff\0",
+        "a" * 70_000,
+        "../x",
+        "²",
+        1,
+        0.5,
+        "0/1.png",
+    )
+    endless = "WITH RECURSIVE n(face_id) AS (SELECT 1 UNION ALL SELECT face_id + 1 FROM n) SELECT * FROM n"
+    changes = (
+        *(f"DROP TABLE {name}" for name in tables),
+        *(f"DROP TABLE {name}; CREATE VIEW {name} AS {endless}" for name in tables),
+        *(f"ALTER TABLE {name} ADD COLUMN c AS (hex(zeroblob(1000000)))" for name in tables),
+        *(f"ALTER TABLE {name} RENAME COLUMN face_id TO id" for name in ("Faces", "FaceRect", "FeatureCoords")),
+        *("UPDATE Faces SET file_id = 'a'", "UPDATE FaceImages SET file_id = 'a', filepath = NULL"),
+        *("PRAGMA encoding = 'UTF-16le'", "PRAGMA user_version = 5", "PRAGMA journal_mode = WAL"),
+        "CREATE TRIGGER t AFTER INSERT ON Faces BEGIN DELETE FROM Faces; END",
+    )
+
+    def made(entries: Sequence[tuple[str, tuple[Any, ...]]], change: str = "") -> bytes:
+        with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as database:
+            database.execute(f"PRAGMA page_size = {1024}")
+            database.executescript(schema)
+            for name, values in entries:
+                with contextlib.suppress(sqlite3.Error, OverflowError):
+                    database.execute(f"INSERT INTO {name} VALUES ({', '.join('?' * len(values))})", values)
+            with contextlib.suppress(sqlite3.Error):
+                database.executescript(change)
+            return database.serialize()
+
+    plain = made(rows)
+
+    def make(dice: random.Random) -> Files:
+        kind = dice.randrange(4)
+        if kind == 0:
+            content = mutate_bytes(dice, plain)
+        elif kind == 1:
+            content = made(rows, dice.choice(changes))
+        else:
+            entries = list(rows)
+            for _ in range(1 << dice.randrange(3)):
+                at = dice.randrange(len(entries))
+                name, values = entries[at]
+                place_of = dice.randrange(len(values))
+                entries[at] = (name, (*values[:place_of], dice.choice(odd), *values[place_of + 1 :]))
+            content = made(entries)
+        return {**pictures, "aflw.sqlite": content}
+
+    def read(folder: Path) -> object:
+        split = ("train", "fit", "dev", "test")[(folder / "aflw.sqlite").read_bytes()[-1] % 4]
+        corpus = aflw.read(folder, source=f"aflw@{split}", split=split)
+        return [corpus.load(index).shape for index in range(len(corpus))]
+
+    return Reader(make=make, read=read, grown=_only("aflw.sqlite", pictures))
+
+
+def mat_element(kind: int, content: bytes, *, size: int | None = None) -> bytes:
+    """An element of a .mat file; `size` is what it claims to hold."""
+    return struct.pack("<II", kind, len(content) if size is None else size) + content + bytes(-len(content) % 8)
+
+
+def mat_matrix(kind: int, sizes: Sequence[int], content: bytes, *, name: bytes = b"") -> bytes:
+    """An array of a .mat file, of that class and those sizes, over its own elements."""
+    head = mat_element(6, struct.pack("<II", kind, 0)) + mat_element(5, struct.pack(f"<{len(sizes)}i", *sizes))
+    return mat_element(14, head + mat_element(1, name) + content)
+
+
+def mat_numbers(*values: float) -> bytes:
+    return mat_matrix(6, (1, len(values)), mat_element(9, np.array(values, "<f8").tobytes()))
+
+
+def mat_text(words: str) -> bytes:
+    return mat_matrix(4, (1, len(words)), mat_element(16, words.encode()))
+
+
+def mat_entry(name: bytes, box: bytes) -> bytes:
+    """One face of 300-W's detections."""
+    names = b"".join(word.ljust(32, b"\0") for word in (b"imgName", b"bb_detector"))
+    return mat_matrix(2, (1, 1), mat_element(5, struct.pack("<i", 32)) + mat_element(1, names) + name + box)
+
+
+def mat_list(*entries: bytes, count: int | None = None) -> bytes:
+    """The list of them; `count` is how many it claims to hold."""
+    sizes = (1, len(entries) if count is None else count)
+    return mat_matrix(1, sizes, b"".join(entries), name=b"bounding_boxes")
+
+
+def mat_packed(content: bytes) -> bytes:
+    """An element, compressed."""
+    squeezed = zlib.compress(content)
+    return struct.pack("<II", 15, len(squeezed)) + squeezed
+
+
+MAT_HEAD = b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM"
+
+
+def _mat() -> Reader:
+    from edgeface.data.w300 import read_boxes
+
+    faces = [mat_entry(mat_text(name), mat_numbers(1, 2, 30.5, 40)) for name in ("a.png", "b.png", "c.png")]
+    whole = mat_list(*faces)
+
+    def embed(content: bytes) -> Files:
+        return {"Bounding Boxes/bounding_boxes_ibug.mat": content}
+
+    def make(dice: random.Random) -> Files:
+        content = whole
+        if dice.randrange(4) == 0:
+            data = bytearray(whole)  # tags, sizes and numbers stand on multiples of four
+            for _ in range(1 << dice.randrange(3)):
+                at = 4 * dice.randrange(len(data) // 4)
+                (now,) = struct.unpack_from("<I", data, at)
+                near = (
+                    now + 1,
+                    now - 1,
+                    now + 8,
+                    now * 2,
+                    0,
+                    1,
+                    14,
+                    15,
+                    2**31 - 1,
+                    2**32 - 1,
+                    dice.randrange(len(data)),
+                )
+                struct.pack_into("<I", data, at, dice.choice(near) % 2**32)
+            content = bytes(data)
+        elif dice.randrange(2):
+            content = mutate_bytes(dice, whole)
+        kind = dice.randrange(6)
+        if kind == 0:
+            return embed(mutate_bytes(dice, MAT_HEAD + mat_packed(content)))
+        return embed(MAT_HEAD + (mat_packed(content) if kind < 3 else content))
+
+    grown = Grown(embed=embed, taken=lambda files: files["Bounding Boxes/bounding_boxes_ibug.mat"])
+    return Reader(make=make, read=lambda folder: read_boxes(folder, ("ibug",), source="w300"), grown=grown)
+
+
 READERS: dict[str, Callable[[], Reader]] = {
     "recipe": _recipe,
     "metadata": _metadata,
@@ -1326,6 +1649,11 @@ READERS: dict[str, Callable[[], Reader]] = {
     "pairs": _pairs,
     "answers": _answers,
     "shards": _shards,
+    "step": _step,
+    "faces": _faces,
+    "trial": _trial,
+    "database": _database,
+    "mat": _mat,
     "litert": _litert,
     "onnx": _onnx,
     "openvino": _openvino,
@@ -1656,26 +1984,31 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 WORDS = """# Hostile files
 
-`python -m benchmarks.fuzz all --inputs 100000`; conditions and seconds in the JSON. Each input of the engine "mutation"
-is a mutation of a whole file, with lengths, checksums and digests put right often enough that the readers behind them
-are reached; those of "coverage" (`--engine coverage`, atheris) are grown from such mutations by libFuzzer, led by the
-branches of edgeface's own readers. "Read" inputs were taken for whole (a flipped bit in a pixel is one), "refused" ones
-ended in an error of edgeface's own, and "found" counts distinct failures of any other kind: an exception, more than
-10 s of CPU time or 6 GiB of address space. "Ended in a trial" are model files that took their process down, by a signal
-or a limit, in the trial that `docs/security.md` describes: for a user an error that names the file. Times are CPU time,
-and for files that are tried in a process of their own wall time, fork included. The machine was busy.
+`python -m benchmarks.fuzz all --inputs 100000`; conditions, and the commit, date and seconds of each row, in the JSON.
+Each input of the engine "mutation" is a mutation of a whole file, with lengths, checksums and digests put right often
+enough that the readers behind them are reached; those of "coverage" (`--engine coverage`, atheris) are grown from such
+mutations by libFuzzer, led by the branches of edgeface's own readers. "Read" inputs were taken for whole (a flipped bit
+in a pixel is one), "refused" ones ended in an error of edgeface's own, and "found" counts distinct failures of any
+other kind: an exception, more than 10 s of CPU time or 6 GiB of address space. "Ended in a trial" are model files that
+took their process down, by a signal or a limit, in the trial that `docs/security.md` describes: for a user an error
+that names the file. Times are CPU time, and for files that are tried in a process of their own wall time, fork
+included. The machine was busy.
 """
 
 
 def record(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Put rows into the recorded ones, each in the place of an earlier one of its reader and engine."""
+    """Put rows into the recorded ones, each in the place of an earlier one of its reader and engine.
+
+    A row has its own commit and date. Of rows recorded before there were such, they are unknown.
+    """
     from edgeface.files import write_bytes, write_json
-    from edgeface.provenance import commit, cpu, versions
+    from edgeface.provenance import cpu, versions
 
     earlier = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.is_file() else []
     kept = {(row["reader"], row["engine"]): row for row in (*earlier, *rows)}
-    ordered = [kept[key] for key in sorted(kept, key=lambda key: (list(READERS).index(key[0]), key[1]))]
-    conditions = {"machine": cpu(), "versions": versions(), "commit": commit(), "threads": 1, "nice": os.nice(0)}
+    unknown = {"commit": "unknown", "date": "unknown"}
+    ordered = [{**unknown, **kept[key]} for key in sorted(kept, key=lambda key: (list(READERS).index(key[0]), key[1]))]
+    conditions = {"machine": cpu(), "versions": versions(), "threads": 1, "nice": os.nice(0)}
     write_json(out, {"schema": 1, "rows": ordered, "conditions": conditions})
     write_bytes(out.with_suffix(".md"), f"{WORDS}\n{markdown(ordered)}\n".encode())
 
@@ -1685,6 +2018,8 @@ def _tell(line: str) -> None:
 
 
 def main() -> None:
+    from edgeface.provenance import commit
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", metavar="NAME", choices=(*READERS, "all"), help=", ".join(READERS))
     parser.add_argument("--inputs", type=int, default=100_000)
@@ -1704,9 +2039,11 @@ def main() -> None:
         print(READERS[names[0]]().read(options.keep))
         return
 
+    begun = {"commit": commit(), "date": datetime.date.today().isoformat()}  # of the code that is read now
+
     def done(row: dict[str, Any]) -> None:
         if options.out is not None:
-            record(options.out, [row])
+            record(options.out, [{**row, **begun}])
         print(markdown([row]), flush=True)
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -67,7 +68,7 @@ TRAINED = ("teacher", "student", "qat")
 STAGES = ("packing", *TRAINED, "build", "report")
 TARGET = "onnx"
 _TRIES = 8  # kills that came too late are tried again, earlier
-_WAIT_S = 600.0
+_WAIT_S = 600.0  # for a command, and for each stage of one that nobody stops
 
 
 class KillError(Exception):
@@ -156,13 +157,17 @@ class Work:
         """Type a verb and let it end.
 
         Raises:
-            KillError: It failed.
+            KillError: It failed, or did not end within _WAIT_S.
         """
         self.ended(self.start(verb), verb)
 
     def ended(self, process: subprocess.Popen[str], verb: str) -> None:
-        process.wait(timeout=_WAIT_S)
-        self.listener.join()
+        try:
+            process.wait(timeout=_WAIT_S)
+        except subprocess.TimeoutExpired:
+            _stop(process)
+            raise KillError(f"{verb} did not end within {_WAIT_S:g} s: {self.said[-400:]}") from None
+        self.listener.join(timeout=_WAIT_S)
         if process.returncode != 0:
             raise KillError(f"{verb} ended with {process.returncode}: {self.said[-400:]}")
 
@@ -204,7 +209,11 @@ def has_begun(work: Work, stage: str) -> bool:
 
 
 def undisturbed(folder: Path, *, stages: Sequence[str] = STAGES) -> Whole:
-    """Run the given stages' verbs once, timing each stage."""
+    """Run the given stages' verbs once, timing each stage.
+
+    Raises:
+        KillError: A verb failed, or a stage took longer than _WAIT_S.
+    """
     work = Work(folder=folder)
     folder.mkdir(parents=True)
     seconds: dict[str, float] = {}
@@ -220,8 +229,22 @@ def undisturbed(folder: Path, *, stages: Sequence[str] = STAGES) -> Whole:
 
 
 def _wait(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
+    """Until something has happened or the process has ended, whichever comes first.
+
+    Raises:
+        KillError: Neither has within _WAIT_S; the process is stopped.
+    """
+    until = time.monotonic() + _WAIT_S
     while not ready() and process.poll() is None:
+        if time.monotonic() > until:
+            _stop(process)
+            raise KillError(f"{shlex.join(map(str, process.args))} came no further within {_WAIT_S:g} s")  # type: ignore[arg-type]
         time.sleep(0.002)
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def result(work: Work) -> dict[str, str]:
@@ -300,8 +323,8 @@ def kill(work: Work, stage: str, *, ready: Callable[[], bool], after_s: float = 
     time.sleep(after_s)
     told = dict(work.steps)
     os.killpg(process.pid, signal.SIGKILL)  # not reaped yet, so the group is still its own even where it has ended
-    process.wait(timeout=_WAIT_S)
-    work.listener.join()
+    process.wait()
+    work.listener.join(timeout=_WAIT_S)
     if process.returncode != -signal.SIGKILL:
         return None
     hit = next((each for each in STAGES if verb_of(each) == verb_of(stage) and not work.is_done(each)), "")
@@ -332,7 +355,11 @@ def _times(work: Work) -> dict[Path, int]:
 
 
 def survive(whole: Whole, moment: Moment, folder: Path) -> dict[str, Any]:
-    """One moment: a fresh folder, a kill, a look at what is left, a resume, a comparison."""
+    """One moment: a fresh folder, a kill, a look at what is left, a resume, a comparison.
+
+    Raises:
+        KillError: A command failed or took longer than _WAIT_S, or none of _TRIES could be killed in time.
+    """
     share = moment.share
     for _ in range(_TRIES):
         work = Work(folder=folder)
@@ -412,12 +439,13 @@ def main() -> None:
     summary = {
         "moments": len(rows),
         "held": held,
-        "most_steps_lost": max(row["steps_lost"] for row in rows),
+        "most_steps_lost": max((row["steps_lost"] for row in rows), default=0),
         "hit": {stage: sum(row["hit"] == stage for row in rows) for stage in STAGES},
     }
     print(f"{held} of {len(rows)} kills survived; at most {summary['most_steps_lost']} step lost; hit {summary['hit']}")
     if options.out is not None:
         conditions = {"machine": cpu(), "versions": versions(), "commit": commit(), "seed": options.seed}
+        conditions["command"] = shlex.join(["python", "-m", "benchmarks.kills", *sys.argv[1:]])
         conditions["seconds"] = {stage: round(took, 3) for stage, took in whole.seconds.items()}
         write_json(options.out, {"schema": 1, "summary": summary, "rows": rows, "conditions": conditions})
     sys.exit(0 if rows and held == len(rows) else 1)

@@ -128,6 +128,10 @@ class TrainingData:
         packs = (pack(open_source(source, root=self.root), px=input_px, margin=1.0) for source in self.val)
         return [derived(part, self.derive) for part in packs]
 
+    def validation_faces(self, input_px: int) -> dict[str, str]:
+        """Validation source to the digest of its pictures, cut for an input, and labels."""
+        return {part.source: part.content_hash for part in self.validation(input_px)}
+
 
 def use_threads(recipe: Recipe) -> None:
     """Fix the number of CPU threads: results depend on it, so the recipe holds it.
@@ -154,7 +158,7 @@ def usable_cores() -> int:
 def training_data(
     recipe: Recipe, *, strict: bool = False, progress: Callable[[str, int, int], None] | None = None
 ) -> TrainingData:
-    """Open and pack the recipe's sources; the second time the cache answers.
+    """Open and pack the recipe's sources, and hash the shards of streamed ones; the second time the cache answers.
 
     Args:
         recipe: A resolved recipe.
@@ -162,18 +166,19 @@ def training_data(
         progress: Called with (source, crops done, crops in all).
 
     Raises:
-        DataError: A source is missing or empty.
+        DataError: A source is missing or empty, or a shard has changed since it was written.
         ConfigError: No source labels one of the tasks.
     """
     root = data_root(recipe.data.root)
     parts: list[Pack | Stream] = []
     for source in recipe.data.train:
         stream = open_stream(source, px=recipe.data.pack_px, margin=recipe.data.margin, derive=recipe.data.derive)
+        told = None if progress is None else (lambda done, total, source=source: progress(source, done, total))
         if stream is not None:
+            stream.require_intact(progress=told)
             parts.append(stream)
             continue
         corpus = open_source(source, root=root, strict=strict)
-        told = None if progress is None else (lambda done, total, source=source: progress(source, done, total))
         part = pack(corpus, px=recipe.data.pack_px, margin=recipe.data.margin, progress=told)
         parts.append(derived(part, recipe.data.derive))
     if sum(len(part) for part in parts) == 0:
@@ -465,7 +470,7 @@ def teacher_key(recipe: Recipe, data: TrainingData) -> str:
     """Digest of everything that the teacher's weights depend on, a start from other weights included."""
     spec = recipe.teacher
     key = stage_key("teacher", recipe, data, network=spec.network, spec=spec.train)
-    return _with_steps(key, spec)
+    return _with_steps(key, spec, data)
 
 
 def train_student(
@@ -495,7 +500,7 @@ def train_student(
             **supervised_by(recipe, teacher, answers),
         }
     )
-    key = _with_steps(key, spec)
+    key = _with_steps(key, spec, data)
     return _train_float(
         "student", recipe, data, folder, spec=spec, key=key, teacher=teacher, answers=answers, report=report
     )
@@ -616,12 +621,20 @@ def balancing_with(
     )
 
 
-def _with_steps(key: str, spec: TeacherSpec | StudentSpec) -> str:
-    """A stage's digest with the weights it starts from, and with how it balances and stops tasks."""
+def _with_steps(key: str, spec: TeacherSpec | StudentSpec, data: TrainingData) -> str:
+    """A stage's digest with the weights it starts from, and with how it balances and stops tasks.
+
+    Where tasks stop, validation errors decide which ones train on: then the digest holds the validation faces, too.
+    """
     key = _with_start(key, spec)
     steps = {name: to_plain(getattr(spec, name)) for name in ("balancer", "stopping")}
     default = {"balancer": to_plain(BalancerSpec()), "stopping": to_plain(StoppingSpec())}
-    return key if steps == default else sha256_json({"stage": key, **steps})
+    if steps == default:
+        return key
+    judges = {}
+    if spec.stopping.mode != "none":
+        judges = {"val": ranks.in_turn(lambda: data.validation_faces(spec.network.input_px))}
+    return sha256_json({"stage": key, **steps, **judges})
 
 
 def _with_start(key: str, spec: TeacherSpec | StudentSpec) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import json
 import logging
 import math
+import os
 import signal
 import threading
 import time
@@ -210,23 +210,29 @@ def _save_partial(folder: Path, *, tensors: Mapping[str, Tensor], facts: Mapping
         write_json(aside / "state.json", {**facts, "sha256": sha256_file(aside / "state.safetensors")})
 
 
-def _load_partial(folder: Path, *, key: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def _load_partial(folder: Path, *, key: str, steps: int) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The step checkpoint in a folder: its tensors, and what is said of them; None where there is none.
+
+    Raises:
+        ModelError: It is damaged, or of another training.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     settle(folder)
-    if not (folder / "state.json").is_file():
+    told, weights = folder / "state.json", folder / "state.safetensors"
+    if not told.is_file():
         return None
     try:
-        facts = read_json(folder / "state.json")
-    except json.JSONDecodeError as error:
-        raise ModelError(f"not JSON ({error})", where=str(folder), do="Delete the folder and start again") from error
-    if facts["sha256"] != sha256_file(folder / "state.safetensors"):
-        raise ModelError(
-            "its content does not match its sha256",
-            expected="a step checkpoint that edgeface wrote",
-            where=str(folder / "state.safetensors"),
-            do="Delete the folder and start again",
-        )
+        facts = _facts(read_json(told))
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, told, f"cannot be read ({error})") from error
+    try:
+        digest = sha256_file(weights)
+    except OSError as error:
+        raise _damaged(folder, weights, f"cannot be read ({os.strerror(error.errno or 0).lower()})") from error
+    if facts["sha256"] != digest:
+        raise _damaged(folder, weights, "its content does not match its sha256")
     if facts["key"] != key:
         raise ModelError(
             "a step checkpoint of another recipe, data set or resolution",
@@ -234,7 +240,52 @@ def _load_partial(folder: Path, *, key: str) -> tuple[dict[str, Tensor], dict[st
             where=str(folder),
             do="Go on with the recipe it began with, or name another folder with --out",
         )
-    return load_file(folder / "state.safetensors"), facts
+    if facts["step"] > steps:
+        raise _damaged(folder, told, f"'step' is {facts['step']}, of a training of {steps}")
+    try:
+        return load_file(weights), facts
+    # torch's own stand for dtypes it has no name for, and for shapes whose product overflows.
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        if is_memory(error):
+            raise
+        raise _damaged(folder, weights, f"cannot be read as safetensors ({str(error)[:200]})") from error
+
+
+def _facts(told: Any) -> dict[str, Any]:
+    """What a state.json says.
+
+    Raises:
+        ValueError: It does not say all, or says something else than such a file does.
+    """
+    if not isinstance(told, dict):
+        raise ValueError(f"a {type(told).__name__} where an object is expected")
+
+    def whole(value: object) -> bool:
+        return type(value) is int and 0 <= value < 2**53
+
+    rows, processes = told.get("rows"), told.get("processes", [1])  # step checkpoints did not always say the latter
+    fine = {
+        "key": isinstance(told.get("key"), str),
+        "sha256": isinstance(told.get("sha256"), str),
+        "step": whole(told.get("step")),
+        "samples": whole(told.get("samples")),
+        "seconds": type(told.get("seconds")) in (int, float) and 0 <= told["seconds"] < 2**53,
+        "rows": isinstance(rows, list) and all(isinstance(row, dict) for row in rows),
+        "processes": isinstance(processes, list) and all(map(whole, processes)),
+    }
+    wrong = [name for name, is_fine in fine.items() if not is_fine]
+    if wrong:
+        raise ValueError(f"no usable {', '.join(map(repr, wrong))}")
+    return {**told, "processes": processes}
+
+
+def _damaged(folder: Path, file: Path, found: str) -> ModelError:
+    return ModelError(
+        found,
+        expected="a step checkpoint that edgeface wrote",
+        where=str(file),
+        do=f"Delete {folder} and type the same command: this stage begins anew, finished ones stay",
+    )
 
 
 def _fabric(spec: TrainSpec) -> Fabric:
@@ -333,14 +384,25 @@ def train(
     done, seconds_before, samples = 0, 0.0, 0
     processes = {ranks.count()}
 
-    resumed = _load_partial(partial, key=key)
+    resumed = _load_partial(partial, key=key, steps=steps)
     if resumed is not None:
         tensors, facts = resumed
         done, seconds_before, samples, rows = facts["step"], facts["seconds"], facts["samples"], facts["rows"]
-        processes |= set(facts.get("processes", [1]))  # step checkpoints did not always say
-        _restore(
-            tensors, network=network, companions=companions, steering=steering, optimizers=optimizers, average=average
-        )
+        processes |= set(facts["processes"])
+        try:
+            _restore(
+                tensors,
+                network=network,
+                companions=companions,
+                steering=steering,
+                optimizers=optimizers,
+                average=average,
+            )
+        except (KeyError, ValueError, RuntimeError) as error:
+            if is_memory(error):
+                raise
+            found = f"tensors of another training ({' '.join(str(error).split())[:200]})"
+            raise _damaged(partial, partial / "state.safetensors", found) from error
 
     ranks.share_batch_norms(network)
     model, prepared = fabric.setup(network, optimizer)
@@ -402,21 +464,21 @@ def train(
                             outputs = network(pictures)
                         total, parts = balancing.backward(outputs, images, labels, differentiate=fabric.backward)
                     value = float(total.detach())
+                    if not math.isfinite(value):
+                        raise diverged(f"the loss is {value}", step=done, ids=ranks.gather(batch.ids), partial=partial)
+                    if spec.clip:
+                        fabric.clip_gradients(model, prepared, max_norm=spec.clip, error_if_nonfinite=False)
+                    prepared.step()
+                    if steered is not None:
+                        steered.step()
+                    if balancing is not None:
+                        balancing.after_step(images, labels, lambda pictures=pictures: model(pictures))  # type: ignore[misc]
                 except (RuntimeError, MemoryError) as error:
                     if ranks.count() > 1 or not is_memory(error):  # the others would not take part in the search
                         raise
                     raise out_of_memory(
-                        error, model, loss, images, labels, input_px=input_px, step=done, partial=partial
+                        error, model, loss, images, labels, optimizer, input_px=input_px, step=done, partial=partial
                     ) from None
-                if not math.isfinite(value):
-                    raise diverged(f"the loss is {value}", step=done, ids=ranks.gather(batch.ids), partial=partial)
-                if spec.clip:
-                    fabric.clip_gradients(model, prepared, max_norm=spec.clip, error_if_nonfinite=False)
-                prepared.step()
-                if steered is not None:
-                    steered.step()
-                if balancing is not None:
-                    balancing.after_step(images, labels, lambda pictures=pictures: model(pictures))  # type: ignore[misc]
                 done += 1
                 samples += len(images) * ranks.count()
                 if average is not None:

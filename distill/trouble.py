@@ -94,6 +94,7 @@ def out_of_memory(
     loss: Loss,
     images: Tensor,
     labels: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
     *,
     input_px: int,
     step: int,
@@ -101,7 +102,8 @@ def out_of_memory(
 ) -> ResourceError:
     """Find by halving how many samples of a batch fit, and say so.
 
-    Gradients are computed as in a step; the optimizer's own tensors, which its first step adds, are set aside.
+    Each try is a whole step, which spoils the weights: nothing is kept of them after it. The optimizer's own tensors,
+    which its first step adds, are set aside.
 
     Args:
         error: What the library raised.
@@ -109,6 +111,7 @@ def out_of_memory(
         loss: (outputs, images, labels) to the total and its parts.
         images: (B, 3, I, I) the batch that did not fit.
         labels: Its labels.
+        optimizer: Of the model.
         input_px: Side of the network's input.
         step: Steps that were done before.
         partial: The step checkpoint.
@@ -116,6 +119,8 @@ def out_of_memory(
 
     def fits(count: int) -> bool:
         model.zero_grad(set_to_none=True)
+        if step == 0:
+            optimizer.state.clear()  # of a first step that did not come to its end
         _free()
         try:
             # Two tensors for each of Adam's: reserved, so that the answer holds after the first step too.
@@ -125,6 +130,7 @@ def out_of_memory(
             total.backward()  # type: ignore[no-untyped-call]
             float(total.detach())
             del kept
+            optimizer.step()
         except (RuntimeError, MemoryError) as again:
             if not is_memory(again):
                 raise

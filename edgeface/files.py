@@ -89,6 +89,11 @@ def _aside(path: Path, *, end: str = "partial") -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.{end}")
 
 
+def is_aside(name: str) -> bool:
+    """Whether a name is that of a file or folder which is being written, or was when its process was killed."""
+    return re.fullmatch(r"\..+\.\d+\.(partial|old)", name) is not None
+
+
 def settle(path: Path) -> None:
     """Put right what processes left that were killed while they wrote `path`.
 

@@ -17,6 +17,16 @@ LABEL_BYTES = 1 << 30
 LABEL_LINE = 1 << 20
 LABEL_NAME = 1024  # characters of a path in a list; Linux takes 4,096 bytes, four a letter
 
+# SQLite: AFLW's database has 24,386 faces and some 380,000 points, which take 0.2 s of CPU time and 8 million of
+# SQLite's steps; of each face a picture's path is the longest text.
+DATABASE_BYTES = 1 << 30
+DATABASE_ROWS = 1_000_000  # of one answer
+DATABASE_VALUE_BYTES = 64 << 10  # of a text, a row, or the definition of a table
+DATABASE_S = 5.0  # of CPU time, of the thread that asks
+
+# .mat files, as they lie and unpacked: 300-W's detections of two thousand faces, the longest list, have one.
+MAT_BYTES = 8 << 20
+
 # Shards (tar files). A member is a picture, and has a picture's limit, or says something of one.
 TAR_MEMBERS = 1_000_000
 TAR_HEADER_BYTES = 64 << 10  # of a long name or a pax header

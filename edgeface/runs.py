@@ -15,12 +15,14 @@ import platform
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from edgeface import limits
 from edgeface.errors import DataError, OutputError, UsageError
-from edgeface.files import output_error, read_json, settle, try_lock, write_bytes, write_json
+from edgeface.files import output_error, read_json, read_limited, settle, try_lock, write_bytes, write_json
 
 RUNS = Path("runs")
 RECIPE = "recipe.toml"
 FACES = "faces.json"
+_VALIDATION = "validation"  # in faces.json, beside the training sources; no source is called so
 LOCK = ".lock"
 _LATEST = "latest"
 
@@ -83,22 +85,29 @@ def choose_run(name: str, *, out: Path | None, resume: bool, runs: Path = RUNS) 
     return candidates[-1]
 
 
-def begin(run: Path, recipe_text: str, *, faces: Mapping[str, str] | None = None) -> None:
+def begin(
+    run: Path,
+    recipe_text: str,
+    *,
+    faces: Mapping[str, str] | None = None,
+    validation: Mapping[str, str] | None = None,
+) -> None:
     """Create a run folder, or make sure that a resumed one has the same resolved recipe and the same faces.
 
     Args:
         run: The folder.
         recipe_text: Of the resolved recipe.
         faces: Training source to the digest of its pictures and labels; None leaves them to the stages' own digests.
+        validation: The same of the validation sources; None leaves them out.
 
     Raises:
-        UsageError: The run began with another recipe.
+        UsageError: The run began with another recipe, or its own cannot be read.
         DataError: It began with other faces: a corpus has changed since.
         OutputError: It cannot be written.
     """
     path = run / RECIPE
     if path.is_file():
-        earlier = path.read_text(encoding="utf-8")
+        earlier = _recipe_text(path)
         if earlier != recipe_text:
             changed = [line for line in recipe_text.splitlines() if line not in earlier.splitlines()]
             raise UsageError(
@@ -107,32 +116,60 @@ def begin(run: Path, recipe_text: str, *, faces: Mapping[str, str] | None = None
                 where=str(path),
                 do="Resume with the same recipe and --set, or name another folder with --out",
             )
-    _same_faces(run, faces)
+    if faces is not None and (run / FACES).is_file():
+        require_same_faces(run, faces=faces, validation=validation or {})
+    elif faces is not None:
+        write_json(run / FACES, {**faces, **({} if validation is None else {_VALIDATION: dict(validation)})})
     if not path.is_file():
         write_bytes(path, recipe_text.encode())
 
 
-def _same_faces(run: Path, faces: Mapping[str, str] | None) -> None:
+def _recipe_text(path: Path) -> str:
+    try:
+        return read_limited(path, limit=limits.RECIPE_BYTES).decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"cannot be read ({error})",
+            expected="the recipe that the run began with",
+            where=str(path),
+            do="Put it back as it was, or begin another run with --out",
+        ) from error
+
+
+def require_same_faces(run: Path, *, faces: Mapping[str, str], validation: Mapping[str, str]) -> None:
+    """Make sure that a run's faces are those it began with.
+
+    Args:
+        run: The folder; one that keeps no digests is not judged.
+        faces: Training source to the digest of its pictures and labels.
+        validation: The same of the validation sources; runs did not always keep theirs.
+
+    Raises:
+        DataError: They are others, or what the run keeps of them cannot be read.
+    """
     path = run / FACES
-    if faces is None:
-        return
     if not path.is_file():
-        write_json(path, dict(faces))
         return
     try:
         earlier = read_json(path)
+        if not isinstance(earlier, dict) or not isinstance(earlier.get(_VALIDATION, {}), dict):
+            raise ValueError("no table of sources")
     except (OSError, ValueError) as error:
         raise DataError(
             f"cannot be read ({error})", expected="what the run began with", where=str(path), do="Delete it"
         ) from error
-    changed = [source for source in faces if not isinstance(earlier, dict) or earlier.get(source) != faces[source]]
-    if changed:
-        raise DataError(
-            f"the faces of {', '.join(map(repr, changed))} have changed since this run began",
-            expected="the pictures and labels it began with: all of a run learns from the same faces",
-            where=str(path),
-            do="Put them back as they were, or begin another run with --out",
-        )
+    began = {"faces": earlier, "validation faces": earlier.get(_VALIDATION, validation)}
+    for what, now in (("faces", faces), ("validation faces", validation)):
+        changed = [source for source, digest in now.items() if began[what].get(source) != digest]
+        if changed:
+            raise DataError(
+                f"the {what} of {', '.join(map(repr, changed))} have changed since this run began",
+                expected="the pictures and labels it began with: all of a run learns from the same faces"
+                if what == "faces"
+                else "the pictures and labels it began with: all of a run is judged by the same faces",
+                where=str(path),
+                do="Put them back as they were, or begin another run with --out",
+            )
 
 
 @contextlib.contextmanager

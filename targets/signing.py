@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from edgeface import limits
 from edgeface.errors import MissingToolError, ModelError, UsageError
-from edgeface.files import is_plain_name, read_json, read_limited, sha256_file, write_bytes, write_json
+from edgeface.files import is_aside, is_plain_name, read_json, read_limited, sha256_file, write_bytes, write_json
 from targets import artifacts
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def public_key(path: Path) -> Ed25519PublicKey:
 
 
 def seal(folder: Path, *, key: Ed25519PrivateKey | None = None) -> None:
-    """Have a finished bundle's manifest name every file, and sign it.
+    """Have a finished bundle's manifest name every file, hidden ones too, and sign it.
 
     Args:
         folder: The bundle, with everything in it.
@@ -94,7 +94,7 @@ def seal(folder: Path, *, key: Ed25519PrivateKey | None = None) -> None:
     manifest[BESIDE] = {
         file.name: sha256_file(file)
         for file in sorted(folder.iterdir())
-        if file.is_file() and file.name not in (*known, MANIFEST, SIGNATURE) and not file.name.startswith(".")
+        if file.is_file() and file.name not in (*known, MANIFEST, SIGNATURE) and not is_aside(file.name)
     }
     (folder / SIGNATURE).unlink(missing_ok=True)  # first, so that it never stands beside a manifest it is not of
     write_json(path, manifest)
@@ -161,7 +161,7 @@ def _check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
             )
     signed = {*beside, *known, MANIFEST, SIGNATURE}
     for path in sorted(folder.iterdir()):
-        if path.name not in signed and not path.name.startswith("."):
+        if path.name not in signed:  # hidden ones too, and what a killed process left
             raise ModelError(
                 "a file that was not signed",
                 expected=f"only what the signed {MANIFEST} names",

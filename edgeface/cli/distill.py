@@ -168,7 +168,8 @@ def distill(recipe: Recipe, folder: Path, *, until: str | None = None, strict: b
         packed = bars.packing()
         data = ranks.in_turn(lambda: training_data(recipe, strict=strict, progress=packed))
         ranks.require_same("the training data", data.content_hash, where="data.train")
-        ranks.after_leader(lambda: begin(folder, dump_recipe(recipe), faces=data.faces))
+        validation = ranks.in_turn(lambda: data.validation_faces(recipe.student.network.input_px))
+        ranks.after_leader(lambda: begin(folder, dump_recipe(recipe), faces=data.faces, validation=validation))
         _tell_skipped(data)
         stages: dict[str, Checkpoint] = {}
         guide = supervision(recipe, data, folder, until=until, bars=bars)

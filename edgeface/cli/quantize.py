@@ -10,7 +10,9 @@ from edgeface.cli.result import Result
 
 if TYPE_CHECKING:
     from distill.foreign import Answers
+    from distill.stages import TrainingData
     from edgeface.checkpoint import Checkpoint
+    from edgeface.specs import Recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +59,7 @@ def run(arguments: argparse.Namespace) -> Result:
     own = is_run(folder.parent) and out == folder.parent / "qat"
     with hold_run(folder.parent) if own else hold_folder(out), stage_bars() as bars:
         data = training_data(recipe, progress=bars.packing())
+        _require_same_faces(folder, recipe, data)
         qat = train_qat(
             recipe,
             data,
@@ -69,6 +72,30 @@ def run(arguments: argparse.Namespace) -> Result:
     if own:
         mark_latest(folder.parent)
     return stage_result(recipe, data, {"student": student, "qat": qat}, run=str(out), build=out)
+
+
+def _require_same_faces(folder: Path, recipe: Recipe, data: TrainingData) -> None:
+    """Make sure that the faces of a student's run are those it began with, as far as --set names no others.
+
+    Args:
+        folder: Of the student.
+        recipe: Its own, with what --set changed.
+        data: What it says.
+
+    Raises:
+        DataError: They have changed.
+    """
+    from edgeface.config import load_recipe
+    from edgeface.runs import RECIPE, require_same_faces
+
+    began = load_recipe(str(folder / RECIPE)).data
+    alike = (recipe.data.pack_px, recipe.data.margin) == (began.pack_px, began.margin)  # else they are cut otherwise
+    judged = data.validation_faces(recipe.student.network.input_px)
+    require_same_faces(
+        folder.parent,
+        faces={source: digest for source, digest in data.faces.items() if alike and source in began.train},
+        validation={source: digest for source, digest in judged.items() if source in began.val},
+    )
 
 
 def _teacher(student: Checkpoint) -> Checkpoint | None:

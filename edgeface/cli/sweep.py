@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from edgeface.sweep.whole import Sweep
 
-_GO_ON = "Type the same command again to go on"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="name or path of a recipe with a [sweep] table")
@@ -46,10 +44,8 @@ def run(arguments: argparse.Namespace) -> Result:
     folder = arguments.out or RUNS / f"{recipe.name.removesuffix('-sweep')}-sweep"
     try:
         found = sweep(recipe, folder, storage=arguments.storage, strict=arguments.strict, told=note)
-    except InterruptedRun as error:
-        raise InterruptedRun(error.found, where=error.where, do=_GO_ON) from error
     except KeyboardInterrupt as error:
-        raise InterruptedRun("stopped by the user", where=str(folder), do=_GO_ON) from error
+        raise InterruptedRun("stopped by the user", where=str(folder)) from error
     return Result(
         payload=_payload(found),
         text=_rendered(found),

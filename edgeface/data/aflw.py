@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -38,6 +39,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeface import limits
 from edgeface.data.corpus import Corpus
 from edgeface.data.images import read_size
 from edgeface.data.listing import (
@@ -66,6 +68,9 @@ FIVE = (8, 11, 15, 18, 20)  # feature_id of the five landmarks
 STEPS_DEGREES = (15.0, 45.0)
 
 _LAYOUT = "the published AFLW folder: data/aflw.sqlite, data/flickr"
+_TABLES = ("Faces", "FaceImages", "FaceRect", "FacePose", "FaceMetaData", "FeatureCoords")
+_FARTHEST_PX = 1e6  # beyond it no picture reaches
+_STEPS = 1000  # of SQLite's, from one look at the clock to the next
 _FACES = """
     SELECT CAST(Faces.face_id AS INTEGER) AS face, CAST(COALESCE(FaceImages.filepath, '') AS TEXT) AS file,
            CAST(FaceRect.x AS REAL) AS x, CAST(FaceRect.y AS REAL) AS y, CAST(FaceRect.w AS REAL) AS w,
@@ -110,7 +115,9 @@ def read(
     found, points = _query(database, source=source)
     rows = [_row(database, face) for face in found]
     boxes = {face["face"]: _box(face) for face in found if None not in (face[name] for name in "xywh")}
-    known = [face["face"] for face in found if not is_test(face["file"]) and _whole(points, boxes, face["face"])]
+    whole = [face["face"] for face in found if not is_test(face["file"]) and _whole(points, boxes, face["face"])]
+    # A face that reaches to infinity would take every crop along; `gather` counts it when its turn comes.
+    known = [face for face in whole if _fits(boxes[face]) and _fits(_five(points[face]))]
     place = usual_place([boxes[face] for face in known], [_five(points[face]) for face in known])
     side = _side_of_positive_yaw(found, points)
 
@@ -121,13 +128,16 @@ def read(
         key = f"{file}#{face}"
         if face not in boxes:
             return LeftOut(key=key, reason="no box")
-        if min(boxes[face][2:]) <= 0:
-            raise row.fault(f"wrong box: {boxes[face].tolist()}", expected="width and height above 0")
+        if min(boxes[face][2:]) <= 0 or not _fits(boxes[face]):
+            raise row.fault(f"wrong box: {boxes[face].tolist()}", expected="pixels, width and height above 0")
         labels: dict[str, Any] = _attributes(row)
         if side and row["yaw"]:
             labels["pose"] = _step(side * row.number("yaw", -7.0, 7.0))
         if _whole(points, boxes, face):
-            labels["landmarks5"] = _five(points[face])
+            five = _five(points[face])
+            if not _fits(five):
+                raise row.fault(f"wrong landmarks: {five.tolist()}", expected="pixels")
+            labels["landmarks5"] = five
         crop = crop_in(boxes[face], place)
         return Face(key=key, file=f"flickr/{file}", crop=crop, labels=labels, unit="pixel")
 
@@ -158,18 +168,77 @@ def _query(database: Path, *, source: str) -> tuple[list[dict[str, Any]], dict[i
             where=source,
             do="Set EDGEFACE_DATA to the folder that holds the corpora, or type this one's path: aflw:PATH",
         )
+    expected = "the published SQLite database"
+    size = database.stat().st_size
+    if size > limits.DATABASE_BYTES:
+        most = f"at most {limits.DATABASE_BYTES:,} are read"
+        raise DataError(f"{database} cannot be read ({size:,} bytes, where {most})", expected=expected, where=source)
+    end = time.thread_time() + limits.DATABASE_S
+
+    def is_late() -> bool:
+        return time.thread_time() > end
+
     try:
-        with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+        # Immutable: no lock, no journal and no shared memory file, which could be hostile too, is looked for.
+        with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, limits.DATABASE_VALUE_BYTES)
+            connection.set_progress_handler(is_late, _STEPS)
+            for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0"):
+                connection.execute(f"PRAGMA {pragma}")
+            for table in _TABLES:
+                _check_table(connection, table, database=database)
             connection.row_factory = sqlite3.Row
-            found = [dict(row) for row in connection.execute(_FACES)]
+            found = [dict(row) for row in _answer(connection, _FACES, database=database)]
+            connection.row_factory = None
             points: dict[int, dict[int, tuple[float, float]]] = {}
-            for face, feature, x, y in connection.execute(_POINTS):
+            for face, feature, x, y in _answer(connection, _POINTS, database=database):
                 points.setdefault(face, {})[feature] = (x, y)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, ValueError) as error:  # names that are no UTF-8 are no error of SQLite's
+        why = f"more than {limits.DATABASE_S:g} s of CPU time" if is_late() else str(error)
         raise DataError(
-            f"{database} cannot be read ({error})", expected="the published SQLite database", where=source
+            f"{database} cannot be read ({why})",
+            expected=expected,
+            where=source,
+            do="Fetch the database as published",
         ) from None
     return found, points
+
+
+def _check_table(connection: sqlite3.Connection, name: str, *, database: Path) -> None:
+    """See that a table holds what it gives: a view or a computed column would run SQL of whoever wrote the file."""
+    schema = connection.execute("SELECT type, rootpage FROM sqlite_master WHERE name = ? COLLATE NOCASE", (name,))
+    for kind, page in schema.fetchmany(limits.DATABASE_ROWS):
+        if kind != "table" or not page:
+            raise _foreign(database, f"{name} is a {kind if kind != 'table' else 'virtual table'}")
+    for _, column, *_, hidden in connection.execute(f"PRAGMA table_xinfo({name})"):
+        if hidden:
+            raise _foreign(database, f"column {column!r} of {name} is computed")
+
+
+def _foreign(database: Path, found: str) -> DataError:
+    return DataError(
+        found,
+        expected=f"plain tables: {', '.join(_TABLES)}",
+        where=str(database),
+        do="Fetch the database as published",
+    )
+
+
+def _answer(connection: sqlite3.Connection, query: str, *, database: Path) -> list[Any]:
+    """All rows of an answer.
+
+    Raises:
+        DataError: There are more than `limits` allows.
+    """
+    rows = connection.execute(query).fetchmany(limits.DATABASE_ROWS + 1)
+    if len(rows) > limits.DATABASE_ROWS:
+        raise DataError(
+            f"{database} cannot be read (more than {limits.DATABASE_ROWS:,} rows)",
+            expected="the published SQLite database",
+            where=str(database),
+            do="Fetch the database as published",
+        )
+    return rows
 
 
 def _row(database: Path, face: Mapping[str, Any]) -> Row:
@@ -179,6 +248,10 @@ def _row(database: Path, face: Mapping[str, Any]) -> Row:
 
 def _box(face: Mapping[str, Any]) -> Points:
     return np.array([face[name] for name in "xywh"], dtype=np.float64)
+
+
+def _fits(pixels: Points) -> bool:
+    return bool((np.abs(pixels) < _FARTHEST_PX).all())
 
 
 def _whole(points: Mapping[int, Mapping[int, tuple[float, float]]], boxes: Mapping[int, Points], face: int) -> bool:
@@ -196,7 +269,7 @@ def _side_of_positive_yaw(found: list[dict[str, Any]], points: Mapping[int, Mapp
         seen = points.get(face["face"], {})
         if face["yaw"] is not None and set(FIVE[:3]) <= set(seen):
             (left, _), (right, _), (nose, _) = (seen[feature] for feature in FIVE[:3])
-            if right != left:
+            if right != left and _fits(np.array([left, right, nose, face["yaw"]])):
                 total += float(face["yaw"]) * (nose - (left + right) / 2) / abs(right - left)
     return int(np.sign(total))
 

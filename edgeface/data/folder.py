@@ -3,7 +3,8 @@
 `metadata.csv` stands beside the pictures, or in `PATH/SPLIT/` for each split. One face a row, one column for each thing
 known about it; an empty cell is no label. Columns:
 
-    file_name            path of the picture inside the folder (required; several rows may name one picture)
+    file_name            path of the picture inside the folder (required; several rows may name one picture, each for a
+                         face of its own: a row of the same picture, crop and labels as an earlier one is a fault)
     a class task         such as gender, smile, pose: the class's name or its index
     age                  years, `31`, or a bin, `20-29`
     beauty_score         0 to 1
@@ -105,6 +106,7 @@ def read(
     sizes: dict[str, tuple[int, int]] = {}
     skipped: dict[str, list[str]] = defaultdict(list)
     faces: Counter[str] = Counter()
+    taken: set[tuple[object, ...]] = set()
     keys, people, files = [], [], []
     crops: list[tuple[float, float, float]] = []
     kept: list[int] = []
@@ -124,6 +126,16 @@ def read(
                     labels[task.name][place] = _label(task, row, points, where=where)
             if row.get("identity"):
                 labels["identity"][place] = identities.index(row["identity"])
+            # A face that is named twice would count twice in every mean; two faces of one picture differ in something.
+            face = (Path(name), crop, *(values[place].tobytes() for values in labels.values()))
+            if face in taken:
+                raise DataError(
+                    f"named twice: {name!r} with the same crop and labels",
+                    expected="each face once; of two faces of a picture each in a box of its own",
+                    where=where,
+                    do=_REPAIR,
+                )
+            taken.add(face)
         except DataError as error:
             if strict:
                 raise

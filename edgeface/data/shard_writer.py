@@ -146,11 +146,7 @@ def pack_shards(plan: Plan, folder: Path, *, workers: int, progress: Progress | 
                 done[number] = note
                 tell()
         except KeyboardInterrupt as error:
-            raise InterruptedRun(
-                f"stopped with {len(done)} of {len(numbers)} shards",
-                where=str(folder),
-                do="Type the same command to go on",
-            ) from error
+            raise InterruptedRun(f"stopped with {len(done)} of {len(numbers)} shards", where=str(folder)) from error
         packed = joined([done[number] for number in numbers])
         if not len(packed):
             raise DataError(f"none of {len(corpus)} pictures can be read", expected="at least one", where=plan.source)
@@ -162,6 +158,15 @@ def pack_shards(plan: Plan, folder: Path, *, workers: int, progress: Progress | 
 
 
 def _finished(index: Path, key: str) -> Shards:
+    try:
+        found = read_index(index)
+    except DataError as error:
+        raise DataError(
+            error.found,
+            expected=error.expected,
+            where=error.where,
+            do="Delete it and type the same command, which makes the shards anew; or name another folder with --shards",
+        ) from error
     if read_json(index).get("key") != key:
         raise OutputError(
             "shards of another source, or packed with other options",
@@ -169,7 +174,6 @@ def _finished(index: Path, key: str) -> Shards:
             where=str(index),
             do="Name another folder with --shards, or delete these",
         )
-    found = read_index(index)
     odd = [shard.path.name for shard in found.shards if sha256_file(shard.path) != shard.sha256]
     if odd:
         raise DataError(

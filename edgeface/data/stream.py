@@ -1,5 +1,8 @@
 """Training data beyond memory: shards read sample by sample, in an order that is a function of seed and epoch alone.
 
+What is read is what was written: a shard is hashed before it is read for the first time, and again where its file has
+become another one (`edgeface.data.intact`).
+
 The order of an epoch: shards are shuffled, then taken in windows of about BUFFER samples, and the samples of a window
 are shuffled among each other. Nothing is drawn while reading, so any batch of any epoch can be begun with: a stopped
 run goes on with the batches it would have had, and each process of several reads its share of them alone. Every sample
@@ -15,7 +18,8 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol, overload
 
@@ -28,6 +32,7 @@ from edgeface.data.augment import hash64
 from edgeface.data.corpus import Labels, unlabelled
 from edgeface.data.derive import DERIVATIONS, derive_labels
 from edgeface.data.geometry import require_mirror
+from edgeface.data.intact import Stamp, require_all_intact, require_intact, stamp
 from edgeface.data.loader import ORDER, Batch, class_counts, share_of_batch, varied
 from edgeface.data.pack import DECODERS, Pack
 from edgeface.data.shards import Shard, Shards, Summary, Table, open_shards, read_crops
@@ -101,12 +106,14 @@ class Stream:
         px: Side of the crops in pixels.
         margin: Side of the crops over the side of the nominal crop.
         derive: Tasks whose labels are derived from others.
+        stamps: Number of a shard to what its file was when its bytes were found to be those that were written.
     """
 
     shards: Shards
     px: int
     margin: float
     derive: tuple[str, ...] = ()
+    stamps: dict[int, Stamp] = field(default_factory=dict, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -160,6 +167,27 @@ class Stream:
     def content_hash(self) -> str:
         """Digest of the samples, and of how they are cut."""
         return sha256_json([self.shards.content_hash, self.px, self.margin])
+
+    def require_intact(self, *, progress: Callable[[int, int], None] | None = None) -> None:
+        """Make sure, before anything is read, that every shard holds the bytes that were written.
+
+        Raises:
+            DataError: One does not; `content_hash` would be that of other samples.
+        """
+        self.stamps.update(require_all_intact(self.shards, progress=progress))
+
+    @contextmanager
+    def open(self, number: int) -> Iterator[int]:
+        """A descriptor of a shard, by its number; one that was not hashed yet, or is another file since, is hashed.
+
+        Raises:
+            DataError: Its bytes are not those that were written.
+        """
+        shard = self.shards.shards[number]
+        with open_tar(shard.path) as descriptor:
+            if self.stamps.get(number) != stamp(descriptor):
+                self.stamps[number] = require_intact(shard, descriptor)
+            yield descriptor
 
     def read(
         self, descriptor: int, table: Table, rows: NDArray[np.int64], *, tasks: Sequence[str]
@@ -443,7 +471,7 @@ class StreamBatches:
             if isinstance(part, Stream):
                 shard = part.shards.shards[unit.number]
                 table = self._tables.get(unit, shard)
-                with open_tar(table.path) as descriptor:
+                with part.open(unit.number) as descriptor:
                     images[places], told = part.read(descriptor, table, rows, tasks=self._tasks)
                 if self._answers is not None:
                     for name, values in self._answers.rows(shard, rows, margin=self._margin).items():
@@ -504,15 +532,16 @@ def once(
     Yields:
         A shard, and its (n, px, px, 3) crops in pieces, which are to be taken before the next shard is.
     """
-    for shard in stream.shards.shards[rank::world]:
+    for number in range(rank, len(stream.shards.shards), world):
+        shard = stream.shards.shards[number]
         if wanted is None or wanted(shard):
-            yield shard, _pieces(stream, shard, chunk=chunk)
+            yield shard, _pieces(stream, number, chunk=chunk)
 
 
-def _pieces(stream: Stream, shard: Shard, *, chunk: int) -> Iterator[NDArray[np.uint8]]:
-    table = shard.table()
+def _pieces(stream: Stream, number: int, *, chunk: int) -> Iterator[NDArray[np.uint8]]:
+    table = stream.shards.shards[number].table()
     edges = [*range(0, len(table), chunk), len(table)]
-    with open_tar(table.path) as descriptor, ThreadPoolExecutor(max_workers=DECODERS) as pool:
+    with stream.open(number) as descriptor, ThreadPoolExecutor(max_workers=DECODERS) as pool:
         waiting: deque[Future[tuple[NDArray[np.uint8], Labels]]] = deque()
         for first, end in pairwise(edges):
             if end > first:

@@ -21,13 +21,12 @@ part `train` into nine tenths and one, to choose by.
 Crop: about the face's own landmarks. The protocol allows it (most published errors start from such boxes), but a result
 so obtained knows where the labels are: say so beside it. `common-found`, `challenging-found` and `full-found` take the
 organisers' detections instead, and constants of the training faces: where the crop about the landmarks lies in the box,
-in the median. They need SciPy, which reads .mat files.
+in the median.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +45,9 @@ from edgeface.data.listing import (
     picture_beside,
     read_files,
 )
+from edgeface.data.mat import read_mat
 from edgeface.data.points import Points, crop_about, crop_in, five_points, read_pts, usual_place
-from edgeface.errors import DataError, MissingToolError
+from edgeface.errors import DataError
 
 TERMS = Terms(
     name="w300", version=1, licence="non-commercial research only (300-W, Imperial College)", research_only=True
@@ -85,7 +85,6 @@ def read(
 
     Raises:
         DataError: A folder is missing or has no usable face; with `strict`, any bad file.
-        MissingToolError: A split that ends in "-found", without SciPy.
         UsageError: No such split.
     """
     check_split(split, SPLITS, source=source, why="Choose by @dev; report on @full, @common and @challenging")
@@ -186,26 +185,22 @@ def read_boxes(path: Path, places: Sequence[str], *, source: str) -> dict[str, P
 
     Raises:
         DataError: A file is missing or is of another form.
-        MissingToolError: SciPy is not installed.
     """
-    try:
-        loadmat = import_module("scipy.io").loadmat
-    except ImportError:
-        raise MissingToolError(
-            "SciPy is not installed", expected="scipy, which reads .mat files", where=source, do="pip install scipy"
-        ) from None
     folder = next((path / name for name in _BOXES if (path / name).is_dir()), path / _BOXES[0])
     boxes: dict[str, Points] = {}
     for place in places:
         file = folder / f"bounding_boxes_{place.replace('/', '_')}.mat"
         try:
-            entries = loadmat(str(file), simplify_cells=True)["bounding_boxes"]
+            entries = read_mat(file, "bounding_boxes")
             for entry in [entries] if isinstance(entries, dict) else entries:  # one face comes without its list
                 left, top, right, bottom = (float(value) for value in entry["bb_detector"])
-                boxes[f"{place}/{entry['imgName']}"] = _box(left, top, right, bottom)
-        except Exception as error:  # what a damaged .mat file makes SciPy raise is nowhere listed
+                box = _box(left, top, right, bottom)
+                if not np.isfinite(box).all():
+                    raise ValueError(f"a box at {left:g}, {top:g}, {right:g}, {bottom:g}")
+                boxes[f"{place}/{entry['imgName']}"] = box
+        except (OSError, ValueError, TypeError, LookupError) as error:
             raise DataError(
-                f"{file} cannot be read ({error})",
+                f"{file} cannot be read ({error or type(error).__name__})",
                 expected="a list 'bounding_boxes' of imgName, bb_detector and bb_ground_truth",
                 where=source,
                 do="Fetch the organisers' boxes, or take the split without -found",

@@ -123,8 +123,9 @@ def with_fronts(candidates: Sequence[Candidate], *, tasks: Mapping[str, str], co
 
     if not candidates:
         return []
-    errors = np.array([[objective(each, task, metric) for task, metric in tasks.items()] for each in candidates])
-    spent = np.array([[_or_nan(each.costs.get(cost))] for each in candidates])
+    rows = [[objective(each, task, metric) for task, metric in tasks.items()] for each in candidates]
+    errors = np.array(rows, np.float64)
+    spent = np.array([[_or_nan(each.costs.get(cost))] for each in candidates], np.float64)
     whole = non_dominated(np.hstack([errors, spent]))
     single = [non_dominated(np.hstack([errors[:, place : place + 1], spent])) for place in range(len(tasks))]
     return [

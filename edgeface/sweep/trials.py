@@ -6,8 +6,8 @@ checkpoints.
 
 from __future__ import annotations
 
-import json
 import platform
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeface.errors import BudgetError, ConfigError, DataError, ModelError, UnsupportedError
-from edgeface.files import read_json, sha256_json, write_json
+from edgeface.files import is_plain_name, read_json, sha256_json, write_json
 from edgeface.report.pareto import DONE, FAILED, REFUSED, Candidate
 from edgeface.specs import Recipe, StudentSpec, SweepSpec
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 RESULT = "result.json"
 TRIALS = "trials"
 TIMED_RUNS = 200  # timed runs of each file: seconds in all, and enough for a median
+COSTS = ("latency_ms", "size_bytes", "macs")  # of a file, in its result
 _FORMAT = 1  # raise it when result.json holds something else
 
 
@@ -148,6 +149,8 @@ def _training_key(setting: Setting, combination: Combination) -> str:
         for name in ("transfer", "balancer", "stopping")
         if getattr(student, name) != getattr(usual, name)
     }
+    if student.stopping.mode != "none":  # then validation errors decide which tasks train on
+        choices["val"] = setting.val_hash
     teacher, answers = setting.guide.teacher, setting.guide.answers
     return sha256_json(
         {
@@ -162,20 +165,78 @@ def _training_key(setting: Setting, combination: Combination) -> str:
 
 
 def read_result(setting: Setting, combination: Combination) -> dict[str, Any] | None:
-    """What a finished trial gave; None while it is not finished, or was for other precisions or faces."""
-    path = trial_folder(setting, combination) / RESULT
+    """What a finished trial gave; None while it is not finished, or was for other precisions or faces.
+
+    Raises:
+        ModelError: As `load_result`.
+    """
+    return load_result(trial_folder(setting, combination) / RESULT, key=trial_key(setting, combination))
+
+
+def load_result(path: Path, *, key: str) -> dict[str, Any] | None:
+    """What stands in a result.json; None where there is none, or one of another key.
+
+    Raises:
+        ModelError: It cannot be read, or does not say what a result says.
+    """
     try:
         found = read_json(path)
+        if not isinstance(found, dict):
+            raise ValueError(f"a {type(found).__name__} where an object is expected")
+        if found.get("key") != key:
+            return None
+        if wrong := _wrong(found):
+            raise ValueError(f"no usable {wrong!r}")
     except FileNotFoundError:
         return None
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ModelError(
             f"cannot be read ({error})",
             expected="the result of a trial",
             where=str(path),
             do="Delete it: it is made again",
         ) from error
-    return found if isinstance(found, dict) and found.get("key") == trial_key(setting, combination) else None
+    return found
+
+
+def _wrong(result: Mapping[str, Any]) -> str:
+    """The first thing that a result does not say as a result does; "" where all is said."""
+    state = result.get("state")
+    if state not in (DONE, REFUSED, FAILED):
+        return "state"
+    if not isinstance(result.get("reason"), str):
+        return "reason"
+    if state != DONE:
+        return ""
+    files = result.get("files")
+    if not is_number(result.get("seconds")):
+        return "seconds"
+    if not isinstance(files, list) or not files or not all(isinstance(file, dict) for file in files):
+        return "files"
+    for file in files:
+        place, tasks = file.get("file"), file.get("tasks")
+        if not isinstance(file.get("precision"), str):
+            return "files.precision"
+        if not isinstance(place, str) or not place or not all(map(is_plain_name, Path(place).parts)):
+            return "files.file"
+        if not are_scores(tasks):
+            return "files.tasks"
+        for name in COSTS:
+            if name not in file or not (file[name] is None or is_number(file[name])):
+                return f"files.{name}"
+    return ""
+
+
+def are_scores(value: object) -> bool:
+    """Whether a value is as `score_on_val` gives it: task to metric to number."""
+    return isinstance(value, dict) and all(
+        isinstance(scores, dict) and all(map(is_number, scores.values())) for scores in value.values()
+    )
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number that a float can hold."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def run_trial(setting: Setting, combination: Combination) -> dict[str, Any]:
@@ -316,6 +377,11 @@ def score_on_val(runner: Runner, setting: Setting) -> dict[str, dict[str, float]
 
 def candidates(setting: Setting, combination: Combination, result: Mapping[str, Any]) -> list[Candidate]:
     """The files of a finished trial, or the one row that says why there are none."""
+    return rows_of(result, combination, folder=trial_folder(setting, combination).relative_to(setting.folder))
+
+
+def rows_of(result: Mapping[str, Any], combination: Combination, *, folder: Path) -> list[Candidate]:
+    """As `candidates`, of a trial that lies in `folder`, named from the sweep's."""
     shared: dict[str, Any] = {
         "student": combination.student,
         "width": combination.width,
@@ -325,14 +391,13 @@ def candidates(setting: Setting, combination: Combination, result: Mapping[str, 
     }
     if result["state"] != DONE:
         return [Candidate(**shared, precision="")]
-    folder = trial_folder(setting, combination).relative_to(setting.folder)
     return [
         Candidate(
             **shared,
             precision=file["precision"],
             file=str(folder / file["file"]),
             metrics=file["tasks"],
-            costs={name: file[name] for name in ("latency_ms", "size_bytes", "macs")},
+            costs={name: file[name] for name in COSTS},
             seconds=result["seconds"],
         )
         for file in result["files"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,8 +24,10 @@ from edgeface.sweep.study import Finished, Queue, locked, open_storage, open_stu
 from edgeface.sweep.trials import (
     Combination,
     Setting,
+    are_scores,
     candidates,
     combinations,
+    is_number,
     read_result,
     run_trial,
     score_on_val,
@@ -288,7 +289,7 @@ def _timed_together(setting: Setting, found: Sequence[Candidate]) -> tuple[list[
     key = sha256_json([TIMED_RUNS, cpu(), [sha256_file(path) if path.is_file() else str(path) for path in paths]])
     place = setting.folder / _TIMES
     kept = _kept(place, key)
-    if kept is None:
+    if kept is None or not _are_times(kept, len(done)):
         timed = bench(
             [(str(path.parent), None, each.precision) for path, each in zip(paths, done, strict=True)], runs=TIMED_RUNS
         )
@@ -310,6 +311,13 @@ def _timed_together(setting: Setting, found: Sequence[Candidate]) -> tuple[list[
     return marked, kept["conditions"], kept["noisy"]
 
 
+def _are_times(kept: Mapping[str, Any], count: int) -> bool:
+    """Whether what was kept are the times of so many files."""
+    times = kept.get("median_ms")
+    whole = isinstance(times, list) and len(times) == count and all(map(is_number, times))
+    return whole and isinstance(kept.get("conditions"), str) and isinstance(kept.get("noisy"), bool)
+
+
 def _teacher_scores(setting: Setting) -> dict[str, dict[str, float]] | None:
     """The teacher on the same faces, scored once."""
     from targets.runners import open_model
@@ -319,7 +327,7 @@ def _teacher_scores(setting: Setting) -> dict[str, dict[str, float]] | None:
         return None
     place, key = setting.folder / _TEACHER, sha256_json([teacher.sha256, setting.val_hash])
     kept = _kept(place, key)
-    if kept is None:
+    if kept is None or not are_scores(kept.get("tasks")):
         kept = {"schema": 1, "key": key, "tasks": score_on_val(open_model(teacher.folder), setting)}
         write_json(place, kept)
     return {task: dict(scores) for task, scores in kept["tasks"].items()}
@@ -343,6 +351,6 @@ def _kept(path: Path, key: str) -> dict[str, Any] | None:
     """What was kept under a key; None where it is absent, damaged or of another."""
     try:
         found = read_json(path)
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and found.get("key") == key else None

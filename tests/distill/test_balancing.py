@@ -208,9 +208,9 @@ def test_every_balancer_works_in_half_floats_and_with_labels_missing(name: str) 
     def of_trunk(found: Mapping[str, Tensor]) -> Tensor:
         return torch.cat([each.flatten() for key, each in found.items() if key.startswith("backbone")])
 
-    # bfloat16 keeps 8 bits, so each of the ten layers' values is off by up to 0.4 %.
+    # bfloat16 keeps 8 bits, so each of the twelve layers' values is off by up to 0.4 %.
     cosine = torch.cosine_similarity(of_trunk(full), of_trunk(half), dim=0)
-    assert cosine > 0.98
+    assert cosine > 0.96
     other = torch.cosine_similarity(of_trunk(full), of_trunk(gradient(name, half_floats=True, brighter=0.3)), dim=0)
     assert other < 0.9  # the twin: other labels
 

@@ -28,7 +28,7 @@ from edgeface.checkpoint import COMPANIONS, Checkpoint
 from edgeface.config import from_plain
 from edgeface.errors import ConfigError, InterruptedRun, ModelError
 from edgeface.models.network import model_spec
-from edgeface.specs import DistillSpec, LossSpec, NetworkSpec, Recipe, TransferSpec
+from edgeface.specs import DistillSpec, LossSpec, NetworkSpec, Recipe, StoppingSpec, TransferSpec
 from quantize.stage import train_qat
 
 pytestmark = pytest.mark.slow
@@ -151,6 +151,18 @@ def test_a_start_is_part_of_what_a_result_is_recognised_by(
     # What `edgeface distill` looks for among earlier runs, to link their teacher.
     assert teacher_key(recipe(), data) == scratch.manifest["key"]
     assert teacher_key(replace(recipe(), teacher=spec), data) == started.manifest["key"]
+
+
+def test_validation_faces_are_part_of_a_digest_where_they_decide_which_tasks_stop(data: TrainingData) -> None:
+    def key(mode: str, val: str) -> str:
+        spec = replace(recipe().teacher, stopping=StoppingSpec(mode=mode))
+        return teacher_key(replace(recipe(), teacher=spec), replace(data, val=(val,)))
+
+    one, other = "synthetic:16@val", "synthetic:24@val"
+    for mode in ("each", "all"):
+        assert key(mode, one) == key(mode, one) != key(mode, other)
+    # Elsewhere they decide nothing, and runs keep the digest they always had.
+    assert key("none", one) == key("none", other) == teacher_key(recipe(), data)
 
 
 def test_a_start_that_is_missing_or_does_not_fit_is_refused(teacher: Checkpoint, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,11 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from distill.images import shrink
 from distill.train import Progress, Trained, learning_rate, train
 from edgeface.errors import DataError, InterruptedRun, ModelError
+from edgeface.files import sha256_file
 from edgeface.specs import TrainSpec
 
 SPEC = TrainSpec(epochs=3, batch=4, lr=1e-2, warmup_epochs=0.5, ema=0.9, checkpoint_s=1e-9)
@@ -136,6 +140,80 @@ def test_damaged_step_checkpoint_is_refused(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(ModelError, match="sha256"):
         fit(tmp_path)
+
+
+def with_digest(folder: Path, weights: bytes, **changes: object) -> None:
+    """Write a step checkpoint's tensors, and a state.json that agrees with them."""
+    (folder / "state.safetensors").write_bytes(weights)
+    told = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(
+        json.dumps({**told, "sha256": sha256_file(folder / "state.safetensors"), **changes})
+    )
+
+
+def smaller(weights: Path) -> bytes:
+    """The tensors of another network."""
+    return save({name: tensor.flatten()[:1].clone() for name, tensor in load_file(weights).items()})
+
+
+def renamed(weights: Path) -> bytes:
+    return save({f"other.{name}": tensor for name, tensor in load_file(weights).items()})
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("state.json", b"{}"),
+        ("state.json", b"[]"),
+        ("state.json", b'"text"'),
+        ("state.json", b'{"key": '),
+        ("state.json", b'{"step": NaN}'),
+        ("state.json", b"\xff\xfe"),
+        ("state.json", b"[" * 100_000),
+        ("state.safetensors", None),
+        ("state.safetensors", b"junk"),
+        ("state.safetensors", smaller),
+        ("state.safetensors", renamed),
+        ("state.json", {"step": 25}),
+        ("state.json", {"step": -1}),
+        ("state.json", {"step": True}),
+        ("state.json", {"rows": [1]}),
+        ("state.json", {"seconds": "long"}),
+        ("state.json", {"processes": 2}),
+    ],
+    ids=lambda given: str(getattr(given, "__name__", given))[:20],
+)
+def test_whatever_is_wrong_with_a_step_checkpoint_is_an_error_that_says_what_to_delete(
+    tmp_path: Path, file: str, content: object
+) -> None:
+    folder = tmp_path / "stage.partial"
+    with pytest.raises(InterruptedRun):
+        fit(tmp_path, stop_at=4)
+    weights = folder / "state.safetensors"
+    if content is None:
+        weights.unlink()
+    elif isinstance(content, dict):
+        with_digest(folder, weights.read_bytes(), **content)
+    elif file == "state.json":
+        assert isinstance(content, bytes)
+        (folder / file).write_bytes(content)
+    else:
+        with_digest(folder, content(weights) if callable(content) else content)  # type: ignore[arg-type]
+    with pytest.raises(ModelError) as raised:
+        fit(tmp_path)
+    assert raised.value.exit_code == 2
+    assert raised.value.where == str(folder / file)
+    assert raised.value.do.startswith(f"Delete {folder} and type the same command")
+    shutil.rmtree(folder)
+    assert same(fit(tmp_path)[0], fit(tmp_path / "whole")[0])  # what it says to do works
+
+
+def test_a_step_checkpoint_that_was_only_written_anew_is_gone_on_with_twin(tmp_path: Path) -> None:
+    with pytest.raises(InterruptedRun):
+        fit(tmp_path, stop_at=4)
+    weights = tmp_path / "stage.partial" / "state.safetensors"
+    with_digest(tmp_path / "stage.partial", save(load_file(weights)))
+    assert same(fit(tmp_path)[0], fit(tmp_path / "whole")[0])
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_samples(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_w300_faces_lie_on_their_pictures(tmp_path: Path) -> None:
 
 
 def write_boxes(root: Path, *, shift: float = 0.0) -> None:
-    savemat = pytest.importorskip("scipy.io", reason="SciPy reads and writes .mat files").savemat
+    savemat = pytest.importorskip("scipy.io", reason="SciPy writes .mat files").savemat
     folder = root / "w300/Bounding Boxes"
     folder.mkdir()
     for place in ("afw", "helen/trainset", "lfpw/trainset", "helen/testset", "lfpw/testset", "ibug"):
@@ -153,7 +153,6 @@ def test_w300_found_does_without_a_training_face_whose_points_are_broken(tmp_pat
 
 
 def test_w300_without_boxes_says_which_file(tmp_path: Path) -> None:
-    pytest.importorskip("scipy.io", reason="SciPy reads .mat files")
     with pytest.raises(DataError, match=r"bounding_boxes_ibug\.mat cannot be read"):
         open_source("w300@challenging-found", root=write_w300(tmp_path))
 

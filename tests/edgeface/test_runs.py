@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from edgeface.errors import OutputError, UsageError
-from edgeface.files import write_json
-from edgeface.runs import begin, choose_run, is_finished, is_run, mark_latest, newest_run, share_teacher
+from edgeface import limits
+from edgeface.errors import DataError, OutputError, UsageError
+from edgeface.files import read_json, write_json
+from edgeface.runs import FACES, begin, choose_run, is_finished, is_run, mark_latest, newest_run, share_teacher
 
 
 def make(run: Path, *, finished: bool, teacher: str = "") -> Path:
@@ -56,6 +57,43 @@ def test_resuming_with_another_recipe_is_refused(tmp_path: Path) -> None:
     begin(run, 'name = "demo"\n')
     with pytest.raises(UsageError, match="seed = 4"):
         begin(run, 'name = "demo"\nseed = 4\n')
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"#" * (limits.RECIPE_BYTES + 1)])
+def test_a_recipe_of_a_run_that_cannot_be_read_is_refused(tmp_path: Path, content: bytes) -> None:
+    run = make(tmp_path / "run", finished=False)
+    (run / "recipe.toml").write_bytes(content)
+    with pytest.raises(UsageError, match=r"recipe\.toml: cannot be read .*Put it back"):
+        begin(run, 'name = "demo"\n')
+    (run / "recipe.toml").write_bytes(b'name = "demo"\n')
+    begin(run, 'name = "demo"\n')  # twin: put back, it is gone on with
+
+
+def test_a_run_is_held_to_its_validation_faces_apart_from_those_it_learns_from(tmp_path: Path) -> None:
+    run, recipe = tmp_path / "run", 'name = "demo"\n'
+    begin(run, recipe, faces={"a@train": "1"}, validation={"a@val": "2"})
+    begin(run, recipe, faces={"a@train": "1"}, validation={"a@val": "2"})  # twin
+    with pytest.raises(DataError, match=r"the faces of 'a@train' have changed.*learns from"):
+        begin(run, recipe, faces={"a@train": "3"}, validation={"a@val": "2"})
+    with pytest.raises(DataError, match=r"the validation faces of 'a@val' have changed.*judged by"):
+        begin(run, recipe, faces={"a@train": "1"}, validation={"a@val": "3"})
+
+
+def test_a_run_that_kept_no_validation_faces_goes_on_with_any(tmp_path: Path) -> None:
+    run, recipe = tmp_path / "run", 'name = "demo"\n'
+    begin(run, recipe, faces={"a@train": "1"})
+    begin(run, recipe, faces={"a@train": "1"}, validation={"a@val": "2"})
+    assert read_json(run / FACES) == {"a@train": "1"}
+    with pytest.raises(DataError, match="'a@train' have changed"):  # twin
+        begin(run, recipe, faces={"a@train": "2"}, validation={"a@val": "2"})
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"validation": []}', "\x00"])
+def test_digests_of_faces_that_cannot_be_read_are_an_error(tmp_path: Path, content: str) -> None:
+    run = make(tmp_path / "run", finished=False)
+    (run / FACES).write_text(content)
+    with pytest.raises(DataError, match=r"faces\.json: cannot be read"):
+        begin(run, 'name = "demo"\n', faces={"a@train": "1"}, validation={})
 
 
 def test_latest_follows_the_run_that_finished_last(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from edgeface.data.shard_writer import Plan, encode_picture, pack_shards
 from edgeface.data.shards import encode_labels, open_shards, read_index
 from edgeface.data.sources import open_source
 from edgeface.data.tar import open_tar
-from edgeface.errors import DataError, InterruptedRun, OutputError, UsageError
+from edgeface.errors import DataError, OutputError, UsageError
 from edgeface.runs import hold_run
 
 PX, MARGIN = 40, 1.3
@@ -152,7 +153,9 @@ def test_a_finished_shard_that_was_damaged_meanwhile_is_made_again(packed: Path,
 
 
 @pytest.mark.slow
-def test_sigkill_while_packing_by_two_processes_leaves_nothing_half_written(tmp_path: Path) -> None:
+def test_sigkill_while_packing_by_two_processes_leaves_nothing_half_written_and_keeps_finished_shards(
+    tmp_path: Path,
+) -> None:
     command = [
         *(sys.executable, "-m", "edgeface", "data", "pack", "synthetic:96@train", "--shards"),
         *("--px", "40", "--shard-size", "8", "--workers", "2"),
@@ -160,22 +163,56 @@ def test_sigkill_while_packing_by_two_processes_leaves_nothing_half_written(tmp_
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     with subprocess.Popen([*command[:7], str(killed), *command[7:]], stderr=subprocess.DEVNULL) as child:
         deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not any(killed.glob("train-*.tar")):
+        while time.monotonic() < deadline and not any(killed.glob(".train-*.tar.json")):
             time.sleep(0.01)
         child.send_signal(signal.SIGKILL)
     assert not (killed / "train.json").exists()
+    noted = [killed / note.name[1:].removesuffix(".json") for note in killed.glob(".train-*.tar.json")]
+    kept = {shard: shard.stat().st_mtime_ns for shard in noted}
+    assert 1 <= len(kept) < 12  # some of them were finished, and not all
     main([*command[3:7], str(whole), *command[7:]])
     assert main([*command[3:7], str(killed), *command[7:]]) == 0
     assert contents(killed) == contents(whole)
+    assert {shard: shard.stat().st_mtime_ns for shard in kept} == kept
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+def test_ctrl_c_names_the_command_that_goes_on(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write, made = shard_writer._write_shard, []
 
-    monkeypatch.setattr(shard_writer, "_write_shard", stopped)
-    with pytest.raises(InterruptedRun, match=r"stopped with 0 of 3 shards.*same command"):
+    def stopped(*given: object, **named: object) -> object:
+        if made:
+            raise KeyboardInterrupt
+        made.append(write(*given, **named))  # type: ignore[arg-type]
+        return made[0]
+
+    words = ["data", "pack", "synthetic:20@train", "--shards", str(tmp_path / "a folder"), "--px", str(PX)]
+    words += ["--shard-size", "8", "--workers", "1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_writer, "_write_shard", stopped)
+        assert main([*words, "--json"]) == 130
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["found"] == "stopped with 1 of 3 shards"
+    program, *following = shlex.split(error["do"].removeprefix("To go on, type: "))
+    assert (program, following) == ("edgeface", [*words, "--json"])
+    assert contents(tmp_path / "a folder").keys() != contents(packed).keys()  # twin: not all is there
+    assert main(following) == 0
+    assert contents(tmp_path / "a folder") == contents(packed)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{", b"{}", b"\xff", b"[" * 100_000, b'{"schema": 1, "kind": "shards"}'])
+def test_a_damaged_index_is_an_error_that_says_what_to_delete(packed: Path, tmp_path: Path, content: bytes) -> None:
+    pack_shards(plan(), tmp_path, workers=1)
+    index = tmp_path / "train.json"
+    index.write_bytes(content)
+    with pytest.raises(DataError, match="an index that cannot be read") as raised:
         pack_shards(plan(), tmp_path, workers=1)
+    assert raised.value.where == str(index)
+    assert raised.value.do.startswith("Delete it and type the same command")
+    index.unlink()
+    pack_shards(plan(), tmp_path, workers=1)
+    assert contents(tmp_path) == contents(packed)  # what it says to do works
 
 
 def test_a_second_packing_at_the_same_time_is_refused(tmp_path: Path) -> None:

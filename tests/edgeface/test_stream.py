@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from edgeface.data import intact
 from edgeface.data import stream as streaming
 from edgeface.data.loader import Batch, Batches
-from edgeface.data.pack import Pack, pack
+from edgeface.data.pack import SURVEYS, Pack, cache_folder, pack
 from edgeface.data.shard_writer import Plan, encode_picture, pack_shards
 from edgeface.data.sources import open_source
 from edgeface.data.stream import Stream, StreamBatches, mean_shape, once, open_stream
@@ -219,6 +221,77 @@ def test_a_shard_that_changes_while_it_is_read_is_noticed(tmp_path: Path) -> Non
     small(tmp_path, [{**CROP, "gender": 1}] * 3)
     with pytest.raises(DataError, match=r"train-0\.tar: 3 samples.*the shard has changed"):
         list(streamed.epoch(0))
+
+
+def plain(folder: Path) -> Path:
+    """Indexed shards of pictures that hold no checksum of their own."""
+    chosen = Plan(source="synthetic:8@train", root=folder, px=PX, margin=1.0, shard_size=4, encoding="ppm")
+    pack_shards(chosen, folder / "shards", workers=1)
+    return folder / "shards"
+
+
+def blackened(shard: Path) -> bytes:
+    """The bytes of a shard whose first picture is black."""
+    with tarfile.open(shard) as archive:
+        picture, content = archive.getmembers()[0], bytearray(shard.read_bytes())
+    content[picture.offset_data : picture.offset_data + picture.size] = encode_picture(
+        np.zeros((PX, PX, 3), np.uint8), "ppm"
+    )
+    return bytes(content)
+
+
+def test_a_picture_changed_within_a_shard_is_noticed_before_and_while_it_is_read(tmp_path: Path) -> None:
+    folder = plain(tmp_path)
+    first, _ = sorted(folder.glob("*.tar"))
+    whole = first.read_bytes()
+    stream = open_stream(f"webdataset:{folder}", px=PX, margin=1.0)
+    assert stream is not None
+    stream.require_intact()
+    batches = StreamBatches([stream], tasks=["gender"], augment=AugmentSpec(), input_px=16, batch=4, seed=0)
+    assert len(list(batches.epoch(0))) == 2  # twin: as they were written they are read
+    content = stream.content_hash
+    first.write_bytes(blackened(first))
+    assert first.stat().st_size == len(whole)
+    again = open_stream(f"webdataset:{folder}", px=PX, margin=1.0)
+    assert again is not None
+    assert again.content_hash == content  # which is why the bytes have to be looked at
+    for reads in (
+        again.require_intact,
+        lambda: list(batches.epoch(1)),
+        lambda: [list(pieces) for _, pieces in once(again)],
+    ):
+        with pytest.raises(DataError, match=rf"the bytes of {first.name} have changed"):
+            reads()
+    first.write_bytes(whole)  # put back, and with other times: the bytes decide
+    again.require_intact()
+    assert len(list(batches.epoch(1))) == 2
+
+
+def test_a_shard_is_hashed_once_for_all_runs_until_its_file_is_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEFACE_CACHE", str(tmp_path / "cache"))
+    folder, hashed = plain(tmp_path), []
+    digest = intact._hashed
+    monkeypatch.setattr(intact, "_hashed", lambda shard, opened: (hashed.append(shard), digest(shard, opened))[1])
+
+    def look() -> int:
+        hashed.clear()
+        stream = open_stream(f"webdataset:{folder}", px=PX, margin=1.0)
+        assert stream is not None
+        stream.require_intact()
+        for _, pieces in once(stream):
+            assert sum(map(len, pieces)) == 4
+        return len(hashed)
+
+    assert [look(), look()] == [2, 0]
+    first, *_ = sorted(folder.glob("*.tar"))
+    os.utime(first, ns=(1, 1))
+    assert [look(), look()] == [1, 0]
+    (note,) = (cache_folder() / SURVEYS).glob("intact-*.json")
+    for damaged in ("{", "[]", '{"stamps": [1, 2]}', '{"stamps": []}'):
+        note.write_text(damaged)
+        assert [look(), look()] == [2, 0]
 
 
 def test_what_a_stream_cannot_do_is_refused(packed: tuple[Pack, Stream]) -> None:

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+import distill.train
+import edgeface.sweep.whole
 from edgeface.cli.distill import expand
 from edgeface.cli.main import main
 from edgeface.config import load_recipe
@@ -448,6 +451,40 @@ def test_a_sweep_killed_in_the_middle_goes_on_and_ends_with_the_same_files(
     assert "teacher (vgg16) step" not in err
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert results(folder) == snapshot(swept)
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_sweep_names_the_command_that_goes_on(
+    swept: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sweep", str(recipe), "--out", str(tmp_path / "a sweep"), "--set", "seed=0", "--json"]
+    plain, calls = distill.train.learning_rate, 0
+
+    def rate(*given: int, **named: float) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == 5:  # of the first student; the teacher takes three steps
+            signal.raise_signal(signal.SIGINT)
+        return plain(*given, **named)  # type: ignore[arg-type]
+
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(edgeface.sweep.whole, "open_storage", lambda *_, **__: stopped())
+        assert main(words) == 130
+        before = json.loads(capsys.readouterr().out)["error"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distill.train, "learning_rate", rate)
+        assert main(words) == 130
+    within = json.loads(capsys.readouterr().out)["error"]
+    assert before["do"] == within["do"]
+    program, *following = shlex.split(within["do"].removeprefix("To go on, type: "))
+    assert (program, following) == ("edgeface", words)
+    assert list(tmp_path.glob("a sweep/trials/*/student.partial"))
+    assert results(tmp_path / "a sweep") == {}  # twin: nothing is finished yet
+    assert main(following) == 0
+    assert results(tmp_path / "a sweep") == snapshot(swept)
 
 
 def step_of(line: str) -> int:

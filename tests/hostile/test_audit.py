@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from benchmarks import audit
 
@@ -154,3 +155,28 @@ def test_the_record_names_a_date_and_says_why_something_was_not_run() -> None:
     assert found["date"]
     assert found["licences"]["outcome"] == "PASS"
     assert found["advisories"]["outcome"] != "NOT_RUN" or found["advisories"]["reason"]
+
+
+@pytest.mark.skipif(not RESULTS.is_file(), reason="benchmarks/results/audit.json is not there")
+def test_the_page_counts_the_packages_of_the_record() -> None:
+    found = json.loads(RESULTS.read_text(encoding="utf-8"))
+    page = (audit.ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    packages = found["licences"]["packages"]
+    assert f"licences of {len(packages)} packages pass" in page
+    assert f"licences of {len(packages) + 1} packages pass" not in page  # the twin
+    assert ("has not been run" in page) == (found["advisories"]["outcome"] == "NOT_RUN")
+    assert sum(row["package"] in audit.READ for row in packages) == 3, "as the page says"
+
+
+@pytest.mark.skipif(not RESULTS.is_file(), reason="benchmarks/results/audit.json is not there")
+def test_the_record_holds_every_package_that_is_needed_directly() -> None:
+    recorded = {row["package"] for row in json.loads(RESULTS.read_text(encoding="utf-8"))["licences"]["packages"]}
+    wanted = audit.requirements(audit.ROOT / "pyproject.toml")
+    needed = {
+        canonicalize_name(need.name)
+        for needs in wanted.values()
+        for need in needs
+        if need.marker is None or need.marker.evaluate({"extra": ""})
+    }
+    assert needed - {canonicalize_name(name) for name in recorded} - {"edgeface"} == set()
+    assert "torchvision" in needed, "the twin: a record from before it was needed lacks it"

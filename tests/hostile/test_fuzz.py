@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import datetime
 import faulthandler
 import json
 import random
 import re
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 
 import benchmarks.fuzz as fuzzer
 from edgeface.errors import DataError
+from edgeface.provenance import commit
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "fuzz.json"
 
@@ -160,3 +163,40 @@ def test_the_recorded_table_is_that_of_its_figures() -> None:
     assert all(row["found"] == [] for row in rows)
     rows[0]["refused"] += 1
     assert fuzzer.markdown(rows) not in text
+
+
+def _recorded(out: Path) -> dict[str, tuple[str, str]]:
+    rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
+    return {row["reader"]: (row["commit"], row["date"]) for row in rows}
+
+
+def test_a_row_keeps_the_commit_and_date_that_it_was_recorded_at(tmp_path: Path) -> None:
+    """One commit for all rows would be that of the last one, and false of the others."""
+    out = tmp_path / "fuzz.json"
+    row = fuzzer._Count(name="pairs", engine="mutation", seed=0, told=print).row()
+    fuzzer.record(out, [{**row, "commit": "a", "date": "2026-01-01"}])
+    fuzzer.record(out, [{**row, "reader": "recipe", "commit": "b", "date": "2026-01-02"}])
+    assert _recorded(out) == {"pairs": ("a", "2026-01-01"), "recipe": ("b", "2026-01-02")}
+    assert "commit" not in json.loads(out.read_text(encoding="utf-8"))["conditions"]
+    fuzzer.record(out, [{**row, "commit": "c", "date": "2026-01-03"}])  # the twin: a row that is recorded anew
+    assert _recorded(out) == {"pairs": ("c", "2026-01-03"), "recipe": ("b", "2026-01-02")}
+
+
+def test_of_rows_that_named_no_commit_it_is_unknown(tmp_path: Path) -> None:
+    out = tmp_path / "fuzz.json"
+    row = fuzzer._Count(name="pairs", engine="mutation", seed=0, told=print).row()
+    out.write_text(json.dumps({"schema": 1, "rows": [row], "conditions": {"commit": "z"}}), encoding="utf-8")
+    fuzzer.record(out, [{**row, "reader": "recipe", "commit": "b", "date": "2026-01-02"}])
+    assert _recorded(out) == {"pairs": ("unknown", "unknown"), "recipe": ("b", "2026-01-02")}
+
+
+def test_the_command_line_records_its_commit_and_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "fuzz.json"
+    monkeypatch.setattr(sys, "argv", ["fuzz", "pairs", "--inputs", "3", "--out", str(out)])
+    monkeypatch.setattr(fuzzer.resource, "setrlimit", lambda *_: None)  # it would hold for the tests after this one
+    with pytest.raises(SystemExit) as ended:
+        fuzzer.main()
+    assert ended.value.code == 0
+    made_at, date = _recorded(out)["pairs"]
+    assert (made_at, date) == (commit(), datetime.date.today().isoformat())
+    assert made_at != "unknown"

@@ -64,9 +64,18 @@ def test_a_good_row_is_kept_twin(tmp_path: Path) -> None:
     assert (len(corpus), dict(corpus.skipped)) == (1, {})
 
 
-def test_two_faces_of_one_picture_have_names_of_their_own(tmp_path: Path) -> None:
-    corpus = _read(tmp_path, HEAD + GOOD + GOOD)
-    assert corpus.keys == ("a.png", "a.png#2")
+@pytest.mark.parametrize("again", [GOOD, GOOD.replace("a.png", "./a.png"), GOOD.replace(",30,", ",30.0,")])
+def test_a_face_named_twice_is_left_out_and_refused_when_strict(tmp_path: Path, again: str) -> None:
+    """It would count twice in every mean."""
+    assert _left_out(tmp_path, again.strip()) == "named twice"
+    with pytest.raises(DataError, match=r"metadata\.csv:3: named twice"):
+        folder.read(tmp_path, source="folder:x", strict=True)
+
+
+@pytest.mark.parametrize("other", [GOOD.replace(",2,", ",2.5,"), GOOD.replace("male", "female")])
+def test_two_faces_of_one_picture_have_names_of_their_own_twin(tmp_path: Path, other: str) -> None:
+    _read(tmp_path, HEAD + GOOD + other)
+    assert folder.read(tmp_path, source="folder:x", strict=True).keys == ("a.png", "a.png#2")
 
 
 LINE = " lfw_5590\\a.jpg 1 2 3 4 5 6 7 8 9 10 1 1 1 1\n"

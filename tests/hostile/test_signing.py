@@ -112,10 +112,27 @@ def test_a_missing_file_is_named(bundle: Path, keys: tuple[Path, Path], name: st
     assert _refused(bundle, keys[1]) == f"{name}: is missing"
 
 
-def test_a_file_more_is_named(bundle: Path, keys: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("name", ["More.kt", ".x", ".hidden.kt", ".scorecard.json.123.partial"])
+def test_a_file_more_is_named(bundle: Path, keys: tuple[Path, Path], name: str) -> None:
     seal(bundle, key=private_key(keys[0]))
-    (bundle / "More.kt").write_text("code")
-    assert _refused(bundle, keys[1]) == "More.kt: a file that was not signed"
+    (bundle / name).write_text("code")
+    assert _refused(bundle, keys[1]) == f"{name}: a file that was not signed"
+
+
+def test_a_hidden_folder_is_named(bundle: Path, keys: tuple[Path, Path]) -> None:
+    seal(bundle, key=private_key(keys[0]))
+    (bundle / ".git").mkdir()
+    assert _refused(bundle, keys[1]) == ".git: a file that was not signed"
+
+
+def test_a_hidden_file_that_was_there_is_signed_twin(bundle: Path, keys: tuple[Path, Path]) -> None:
+    (bundle / ".swiftlint.yml").write_text("rules")
+    (bundle / ".MODEL_CARD.md.123.partial").write_text("half a card, which its process takes away")
+    seal(bundle, key=private_key(keys[0]))
+    (bundle / ".MODEL_CARD.md.123.partial").unlink()
+    verify(bundle, key=public_key(keys[1]))
+    (bundle / ".swiftlint.yml").write_text("other rules")
+    assert _refused(bundle, keys[1]) == ".swiftlint.yml: altered"
 
 
 def test_a_manifest_changed_with_its_digests_is_noticed(bundle: Path, keys: tuple[Path, Path]) -> None:

@@ -89,7 +89,8 @@ def test_moments_fall_into_every_stage_and_a_row_is_held_only_when_nothing_was_l
         assert not is_held(row | worse)
 
 
-# Every system call of the writers, each as the last one of a process
+# Every call of the writers that Python reports, each as the last one of a process: opening, making, listing, locking,
+# renaming and deleting, and looking up the exchange; not writing, flushing and closing, for which it has no audit event
 
 _EVERY_CALL = """
 import ctypes, os, signal, sys
@@ -142,7 +143,7 @@ print(calls)
 
 @pytest.mark.parametrize("what", ["file", "folder"])
 @pytest.mark.parametrize("way", ["exchange", "fallback"])
-def test_a_writer_killed_at_any_system_call_leaves_the_old_or_the_new_and_nothing_else(
+def test_a_writer_killed_at_any_call_that_python_reports_leaves_the_old_or_the_new_and_nothing_else(
     tmp_path: Path, way: str, what: str
 ) -> None:
     done = subprocess.run(

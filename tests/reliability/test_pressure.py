@@ -357,6 +357,31 @@ def test_a_gpu_out_of_memory_names_the_batch_that_fits(
     assert raised.value.exit_code == 2
 
 
+@pytest.mark.parametrize(("most", "fits"), [(39, 20), (7, 5)])
+def test_memory_that_runs_out_in_the_optimizers_first_step_names_the_batch_that_fits_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, fits: int
+) -> None:
+    network = Hungry(40, torch.OutOfMemoryError)
+    seen: list[int] = []
+    network.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
+    step = torch.optim.AdamW.step
+
+    def hungry(self: torch.optim.AdamW, *given: object, **named: object) -> object:
+        if seen[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return step(self, *given, **named)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", hungry)
+    with pytest.raises(ResourceError) as raised:
+        fit(network, tmp_path)
+    assert f"{fits} does" in raised.value.expected
+    assert raised.value.found.startswith("a batch of 40 at step 0 of 'student' does not fit")
+    assert f"student.train.batch={fits}" in raised.value.do
+    seen.clear()
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    assert fit(network, tmp_path / "whole").steps == 6  # twin: with room it is trained
+
+
 def test_a_gpu_that_does_not_hold_one_sample_says_so(tmp_path: Path) -> None:
     with pytest.raises(ResourceError) as raised:
         fit(Hungry(0, torch.OutOfMemoryError), tmp_path)
@@ -580,6 +605,76 @@ def test_faces_that_change_during_a_run_are_noticed_by_their_hash(
     # Put back, and with another time of writing: their content decides.
     assert main([*words, "--resume"]) == 0
     assert (run / "teacher" / "manifest.json").stat().st_mtime_ns == finished
+
+
+GENDER = ("--set", "tasks={gender=1.0}")
+
+
+@pytest.mark.slow
+def test_validation_faces_that_change_during_a_run_are_noticed_by_their_hash(
+    tiny: Tiny, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, source = tmp_path / "runs" / "tiny", f"folder:{corpus}"
+    words = tiny.distill(run, "--set", f'data.val=["{source}"]', *GENDER)
+    assert main([*words, "--until", "teacher"]) == 0
+    kept, began = (corpus / "7.png").read_bytes(), read_json(run / FACES)
+    assert began["validation"].keys() == {source}
+    finished = (run / "teacher" / "manifest.json").stat().st_mtime_ns
+    Image.new("RGB", (48, 48), "grey").save(corpus / "7.png")
+    error = failed([*words, "--resume"], capsys)
+    assert error["found"] == f"the validation faces of {source!r} have changed since this run began"
+    assert error["where"] == str(run / FACES)
+    # A run from before these were kept goes on: no stage's digest holds them, so its teacher is not trained again.
+    old = {name: digest for name, digest in began.items() if name != "validation"}
+    (run / FACES).write_text(json.dumps(old))
+    assert main([*words, "--resume", "--until", "teacher"]) == 0
+    (run / FACES).write_text(json.dumps(began))
+    (corpus / "7.png").write_bytes(kept)
+    assert main([*words, "--resume"]) == 0  # twin: put back, it goes on
+    assert (run / "teacher" / "manifest.json").stat().st_mtime_ns == finished
+    assert read_json(run / FACES) == began
+
+
+@pytest.mark.slow
+def test_quantize_refuses_faces_that_have_changed_since_its_run_began(
+    tiny: Tiny, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, judged = tmp_path / "runs" / "tiny", tmp_path / "judged"
+    shutil.copytree(corpus, judged)
+    words = ("--set", f'data.train=["folder:{corpus}"]', "--set", f'data.val=["folder:{judged}"]', *GENDER)
+    assert main(tiny.distill(run, *words, "--until", "student")) == 0
+    quantize = ["quantize", str(run)]
+    for folder, what in ((corpus, "faces"), (judged, "validation faces")):
+        kept = (folder / "7.png").read_bytes()
+        Image.new("RGB", (48, 48), "grey").save(folder / "7.png")
+        error = failed(quantize, capsys)
+        assert error["found"] == f"the {what} of {f'folder:{folder}'!r} have changed since this run began"
+        assert not (run / "qat").exists()
+        if folder == corpus:  # other faces that are asked for, or the same ones cut otherwise, are no change
+            asked = ["--set", 'data.train=["synthetic:64@train"]', "--out", str(tmp_path / "asked")]
+            assert main([*quantize, *asked]) == 0
+        (folder / "7.png").write_bytes(kept)
+    assert main([*quantize, "--set", "data.pack_px=44", "--out", str(tmp_path / "cut")]) == 0
+    assert main(quantize) == 0  # twin
+
+
+@pytest.mark.slow
+def test_a_picture_that_changes_within_a_shard_between_two_sittings_is_noticed(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards, run = tmp_path / "shards", tmp_path / "runs" / "tiny"
+    pack = ["data", "pack", "synthetic:64@train", "--shards", str(shards), "--px", "40", "--image", "ppm"]
+    assert main(pack) == 0
+    words = tiny.distill(run, "--set", f'data.train=["webdataset:{shards}@train"]')
+    assert main([*words, "--until", "teacher"]) == 0
+    (shard,) = shards.glob("*.tar")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:2048] + bytes(1024) + whole[3072:])  # within the first picture
+    error = failed([*words, "--resume"], capsys)
+    assert error["found"] == f"the bytes of {shard.name} have changed"
+    assert error["where"] == str(shard)
+    shard.write_bytes(whole)
+    assert main([*words, "--resume", "--until", "student"]) == 0  # twin
 
 
 @pytest.mark.slow
