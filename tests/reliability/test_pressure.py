@@ -82,6 +82,41 @@ def test_disk_full_while_packing_leaves_no_pack(
 
 
 @pytest.mark.slow
+def test_disk_full_while_packing_into_shards_keeps_finished_ones_and_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards, whole = tmp_path / "shards", tmp_path / "whole"
+    pack = ["data", "pack", "synthetic:12@val", "--px", "40", "--shard-size", "5", "--workers", "1", "--shards"]
+    with full_at(4096):
+        error = failed([*pack, str(shards)], capsys)
+    assert "cannot write" in error["found"]
+    assert not list(shards.rglob("*.tar"))
+    assert main([*pack, str(shards)]) == main([*pack, str(whole)]) == 0
+    contents = [
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.tar")} for folder in (shards, whole)
+    ]
+    assert contents[0] == contents[1]
+    assert len(contents[0]) == 3, "the twin: there is something to compare"
+
+
+@pytest.mark.slow
+def test_disk_full_while_answers_are_kept_keeps_the_earlier_ones(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "answers"
+    ask = ["eval", str(tiny.run / "student"), "--data", "synthetic:300@val", "--answers", str(kept)]
+    with full_at(512):
+        assert "cannot write" in failed(ask, capsys)["found"]
+    assert not kept.exists() or not list(kept.rglob("*.npy"))
+    assert main(ask) == 0
+    files = {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()}
+    assert files
+    with full_at(512):
+        failed(ask, capsys)
+    assert {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()} == files
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "before"), [("teacher", ()), ("student", ("teacher",)), ("qat", ("teacher", "student"))]
 )
