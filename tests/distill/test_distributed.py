@@ -64,7 +64,7 @@ BATCH = 16
 SPEC = TrainSpec(epochs=2, batch=BATCH, optimizer="sgd", lr=1e-3, warmup_epochs=0.5, ema=0.9, checkpoint_s=1e9)
 # Adam remembers more. The steps are so small that no sign of a gradient near zero shows beside NEAR: 2e-5 observed.
 ADAMW = TrainSpec(epochs=2, batch=BATCH, lr=1e-3, warmup_epochs=0.5, ema=0.9, checkpoint_s=1e9)
-NETWORK = NetworkSpec(backbone="edge_s", width=0.25, input_px=32)
+NETWORK = NetworkSpec(backbone="cnn5", width=0.25, input_px=32)
 MODEL = model_spec(NETWORK, (output_spec("gender"), output_spec("smile"), output_spec("age")))
 WEIGHTS = {"gender": 1.0, "smile": 0.5, "age": 0.1}
 # Two processes add the same numbers in another order: 1e-7 of a gradient at a time, through six steps and the

@@ -185,7 +185,7 @@ def test_named_taps_are_compared_pair_by_pair() -> None:
 @pytest.mark.parametrize(
     ("losses", "taps", "message"),
     [
-        ("hint", ("conv9:pool2",), r"student: 'conv9'\. Expected one of 'conv1'.*Did you mean"),
+        ("hint", ("conv12:pool2",), r"student: 'conv12'\. Expected one of 'conv1'.*Did you mean"),
         ("hint", ("conv2:pol2",), r"teacher: 'pol2'.*Did you mean 'pool2'"),
         ("attention", ("conv2:features",), r"teacher: 'features' gives a vector"),
         ("cosine", ("conv2:features",), r"student: 'conv2' gives a map"),

@@ -236,8 +236,9 @@ def test_float_layer_keeps_its_neighbours_in_integers(quantized: Quantized, tmp_
     pictures = random_pictures(8, 32)
     found = opened(path).run(pictures)
     whole = dequantize(quantized, simulate(quantized, pictures, kernels="coreml"))
-    step = quantized.output_grid("gender")[0]
-    assert np.abs(found["gender"] - whole["gender"]).max() <= 2 * step
+    step, zero = quantized.output_grid("gender")[:2]
+    inside = np.clip(found["gender"], (-128 - zero) * step, (127 - zero) * step)  # where the integers end, floats go on
+    assert np.abs(inside - whole["gender"]).max() <= 2 * step
     assert not np.allclose(found["gender"] / step, np.rint(found["gender"] / step), atol=1e-3)
     with pytest.raises(ModelError, match="layer"):
         coreml.check_w8a8(path, quantized)
