@@ -174,9 +174,12 @@ def build_many(
     with ProcessPoolExecutor(workers, mp_context=context, initializer=live_with_parent) as pool, ending_children():
         # The slowest first, so that none of them starts last and alone.
         order = sorted(wanted, key=lambda target: _SLOWEST_FIRST.index(target))
-        running = {
-            target: pool.submit(_build_apart, checkpoint, target, wanted[target], out, options) for target in order
-        }
+        try:
+            running = {
+                target: pool.submit(_build_apart, checkpoint, target, wanted[target], out, options) for target in order
+            }
+        except (BrokenProcessPool, OSError) as error:  # the first ended while the next one was being started
+            raise _ended(out) from error
         for target, job in running.items():
             try:
                 found[target], laps = job.result()
@@ -187,16 +190,20 @@ def build_many(
                 found[target] = error
                 continue
             except BrokenProcessPool as error:
-                raise ResourceError(
-                    "a process that builds ended before its target was built",
-                    expected="memory enough for it: native code, and the system, end a process when there is none left",
-                    where=str(out),
-                    do="Raise the limit (ulimit -v), end other programs, or build one target at a time",
-                ) from error
+                raise _ended(out) from error
             for step, seconds in laps if report is not None else ():
                 assert report is not None
                 report(target, step, seconds)
     return {target: found[target] for target in wanted}
+
+
+def _ended(out: Path) -> ResourceError:
+    return ResourceError(
+        "a process that builds ended before its target was built",
+        expected="memory enough for it: native code, and the system, end a process when there is none left",
+        where=str(out),
+        do="Raise the limit (ulimit -v), end other programs, or build one target at a time",
+    )
 
 
 _ROOM, _ROOM_BYTES = 4, 1 << 20  # a target's files beside what its tool-kit keeps meanwhile: weights, and what is small
