@@ -37,7 +37,7 @@ from edgeface.specs import (
 )
 
 TRAIN = TrainSpec(epochs=4, batch=16, lr=3e-3, warmup_epochs=0.5, checkpoint_s=1e-9)
-NETWORK = NetworkSpec(backbone="edge_s", width=0.25, input_px=32, dropout=0.1)
+NETWORK = NetworkSpec(backbone="cnn5", width=0.25, input_px=32, dropout=0.1)
 MODEL = model_spec(NETWORK, (output_spec("gender"), output_spec("smile")))
 WEIGHTS = {"gender": 1.0, "smile": 0.5}
 
@@ -208,9 +208,9 @@ def test_every_balancer_works_in_half_floats_and_with_labels_missing(name: str) 
     def of_trunk(found: Mapping[str, Tensor]) -> Tensor:
         return torch.cat([each.flatten() for key, each in found.items() if key.startswith("backbone")])
 
-    # bfloat16 keeps 8 bits, so each of the twelve layers' values is off by up to 0.4 %.
+    # bfloat16 keeps 8 bits, so each of the seven layers' values is off by up to 0.4 %.
     cosine = torch.cosine_similarity(of_trunk(full), of_trunk(half), dim=0)
-    assert cosine > 0.96
+    assert cosine > 0.98
     other = torch.cosine_similarity(of_trunk(full), of_trunk(gradient(name, half_floats=True, brighter=0.3)), dim=0)
     assert other < 0.9  # the twin: other labels
 
