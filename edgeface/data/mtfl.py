@@ -11,6 +11,11 @@ with pictures in `lfw_5590`, `net_7876` and `AFLW`. Every line but the first beg
 writes paths with backslashes. Points are left eye, right eye, nose tip, left and right mouth corner as seen in the
 picture; gender is 1 male, 2 female; smile and glasses are 1 yes, 2 no; pose is 1 (left profile) to 5 (right profile).
 
+The lists count pixel centres from 1, as MATLAB does: half a pixel is taken off, of the published 400 px where a square
+picture of net_7876 is stored smaller with its points. [Inferred: a network that sees each training picture mirrored too
+has no bias of its own in x, and lies 0.51 ± 0.01 px left of the points in lfw_5590, 0.28 ± 0.01 in net_7876's square
+pictures, stored at 240 px, and 0.54 ± 0.01 in its others.]
+
 The crop comes from the picture's size alone. Each of the three sources was cut by a detector with its own margin, so
 the mean extent of the five points and the centre of their box are constants of the source: three numbers for each kind
 of picture, averaged over the labels of that source (for AFLW, over test labels, which a result on it should say).
@@ -35,7 +40,7 @@ from edgeface.data.listing import leads_out
 from edgeface.errors import DataError, UsageError
 from edgeface.files import read_limited
 
-VERSION = 1
+VERSION = 2
 SPLITS = ("train", "val", "test")
 LICENCE = "research only (MTFL, Chinese University of Hong Kong)"
 CROP_OVER_EXTENT = 2.26
@@ -44,6 +49,8 @@ _FIELDS = 15
 _CODES = (("gender", 2), ("smile", 2), ("glasses", 2), ("pose", 5))
 _PERSON = re.compile(r"^lfw_5590/(.+)_\d{4}\.jpg$")
 
+_PUBLISHED_PX = 400  # side of net_7876's square pictures
+
 # (extent over width, centre x over width, centre y over height)
 _GEOMETRY = {
     "lfw_5590": (0.196, 0.506, 0.543),
@@ -51,6 +58,11 @@ _GEOMETRY = {
     "net_7876 tall": (0.233, 0.504, 0.370),  # the 160×216 pictures
     "AFLW": (0.355, 0.496, 0.487),
 }
+
+
+def first_centre(folder: str, width: int, height: int) -> float:
+    """How far the lists' coordinates lie beyond continuous ones, in pixels of the picture as it is stored."""
+    return 0.5 * width / _PUBLISHED_PX if folder == "net_7876" and width == height else 0.5
 
 
 def nominal_crop(folder: str, width: int, height: int) -> tuple[float, float, float]:
@@ -122,6 +134,7 @@ def read(
     people: list[str] = []
     rows: list[tuple[float, ...]] = []
     crops: list[tuple[float, float, float]] = []
+    beyond: list[float] = []
     skipped: dict[str, list[str]] = defaultdict(list)
     digest = hashlib.sha256(f"mtfl {VERSION}".encode())
     for number, line in enumerate(lines, start=1):
@@ -141,7 +154,8 @@ def read(
                 raise DataError(f"named twice: {key!r}", expected="each picture once", where=where)
             file = path / key
             width, height = _size(file, size_of, where=where)
-            crop = nominal_crop(key.split("/")[0], width, height)
+            folder = key.split("/")[0]
+            crop = nominal_crop(folder, width, height)
         except DataError as error:
             if strict:
                 raise DataError(error.found, expected=error.expected, where=error.where or where, do=error.do) from None
@@ -154,12 +168,13 @@ def read(
         people.append(person)
         rows.append(row)
         crops.append(crop)
+        beyond.append(first_centre(folder, width, height))
     if not keys:
         raise DataError(
             f"no usable face in {listing}", expected="at least one", where=source, do="Read `skipped` with data inspect"
         )
     table = np.asarray(rows, dtype=np.float64)
-    points = np.stack([table[:, 0:5], table[:, 5:10]], axis=-1).astype(np.float32)  # (N, 5, 2)
+    points = np.stack([table[:, 0:5], table[:, 5:10]], axis=-1) - np.asarray(beyond)[:, None, None]  # (N, 5, 2)
     codes = table[:, 10:].astype(np.int64)
     return Corpus(
         name="mtfl",
@@ -171,7 +186,7 @@ def read(
         people=tuple(people),
         crops=np.asarray(crops, dtype=np.float32),
         labels={
-            "landmarks5": points,
+            "landmarks5": points.astype(np.float32),
             "pose": codes[:, 3] - 1,
             "gender": codes[:, 0] - 1,
             "smile": 2 - codes[:, 1],
