@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeface.data.mtfl import mirrored_eyes, nominal_crop, person_of, read
+from edgeface.data.mtfl import first_centre, mirrored_eyes, nominal_crop, person_of, read
 from edgeface.errors import DataError, UsageError
 
 # Person: Ann falls into training, Ben_Four into validation (by the hash of the name).
@@ -61,7 +61,23 @@ def test_codes_become_canonical_labels(tmp_path: Path) -> None:
 def test_points_keep_their_order(tmp_path: Path) -> None:
     first = train(write(tmp_path)).labels["landmarks5"][0]
     x, y = [107.25, 147.75, 126.25, 106.25, 140.75], [108.75, 113.25, 143.75, 158.75, 162.75]
-    assert first.tolist() == [list(point) for point in zip(x, y, strict=True)]
+    assert first.tolist() == [[left - 0.5, top - 0.5] for left, top in zip(x, y, strict=True)]
+
+
+def test_points_count_pixel_centres_from_1_in_the_published_size(tmp_path: Path) -> None:
+    """Half a pixel, of 400 where a square picture of net_7876 is stored with 240."""
+    corpus = train(write(tmp_path))
+    first = np.array([float(word) for word in POINTS.split()]).reshape(2, 5).T
+    taken_off = {
+        key: (first - points).round(6) for key, points in zip(corpus.keys, corpus.labels["landmarks5"], strict=True)
+    }
+    assert {key: set(off.ravel().tolist()) for key, off in taken_off.items()} == {
+        "lfw_5590/Ann_0001.jpg": {0.5},
+        "lfw_5590/Ann_0002.jpg": {0.5},
+        "net_7876/12_0_0.jpg": {0.3},
+        TALL: {0.5},
+    }
+    assert first_centre("net_7876", 400, 400) == 0.5 != first_centre("net_7876", 240, 240), "the twin: as published"
 
 
 def test_the_test_split_is_testing_txt(tmp_path: Path) -> None:
@@ -187,7 +203,7 @@ def test_a_written_face_reads_back(points: list[tuple[float, float]], pose: int)
         (Path(folder) / "AFLW/1.jpg").touch()
         corpus = read(Path(folder), source="mtfl@test", split="test", size_of=lambda _: (150, 150))
     # Six decimals in the file, then float32 (relative 6e-8 of at most 300).
-    assert np.allclose(corpus.labels["landmarks5"][0], points, rtol=0, atol=3e-5)
+    assert np.allclose(corpus.labels["landmarks5"][0], np.array(points) - 0.5, rtol=0, atol=3e-5)
     assert corpus.labels["pose"][0] == pose - 1
 
 
