@@ -68,15 +68,9 @@ def test_points_count_pixel_centres_from_1_in_the_published_size(tmp_path: Path)
     """Half a pixel, of 400 where a square picture of net_7876 is stored with 240."""
     corpus = train(write(tmp_path))
     first = np.array([float(word) for word in POINTS.split()]).reshape(2, 5).T
-    taken_off = {
-        key: (first - points).round(6) for key, points in zip(corpus.keys, corpus.labels["landmarks5"], strict=True)
-    }
-    assert {key: set(off.ravel().tolist()) for key, off in taken_off.items()} == {
-        "lfw_5590/Ann_0001.jpg": {0.5},
-        "lfw_5590/Ann_0002.jpg": {0.5},
-        "net_7876/12_0_0.jpg": {0.3},
-        TALL: {0.5},
-    }
+    taken_off = (first - corpus.labels["landmarks5"]).round(4)
+    assert [set(each.ravel().tolist()) for each in taken_off] == [{0.5}, {0.5}, {0.3}, {0.5}]
+    assert corpus.keys[2:] == ("net_7876/12_0_0.jpg", TALL)
     assert first_centre("net_7876", 400, 400) == 0.5 != first_centre("net_7876", 240, 240), "the twin: as published"
 
 
