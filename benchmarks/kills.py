@@ -58,7 +58,7 @@ checkpoint_s = 0.001
 [qat]
 calibration_batches = 2
 [qat.train]
-epochs = 3
+epochs = 12
 batch = 32
 warmup_epochs = 0.0
 checkpoint_s = 0.001
