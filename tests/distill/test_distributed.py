@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -363,12 +363,15 @@ def work(out: Path) -> None:
             save_file(kept, out / f"{name}.{ranks.rank()}.safetensors")
 
 
-def launch(*words: str, world: int = 2) -> list[subprocess.Popen[str]]:
-    """This file in several processes, as a launcher starts them."""
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        return int(free.getsockname()[1])
+
+
+def launch(*words: str, world: int = 2) -> list[subprocess.Popen[str]]:
+    """This file in several processes, as a launcher starts them."""
+    common = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     return [
         subprocess.Popen(
             [sys.executable, __file__, *words],
@@ -559,20 +562,45 @@ train = {epochs = 1, batch = 32, warmup_epochs = 0.0}
 """
 
 
+def torchrun(folder: Path, *arguments: Sequence[str]) -> list[tuple[int, str, str]]:
+    """What two processes made of tiny.toml: of one torchrun, or of two, which have nothing in common but the run's folder.
+
+    Args:
+        folder: Holds tiny.toml.
+        arguments: Of each machine's torchrun, and of the command behind it.
+    """
+    meeting = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--rdzv_id", "tiny"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(len(arguments)), *meeting]
+            + ["--nproc_per_node", str(2 // len(arguments)), "-m", "edgeface", "distill", "tiny.toml", *words],
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "EDGEFACE_CACHE": str(folder / f"cache-{machine}")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for machine, words in enumerate(arguments)
+    ]
+    return finish(processes)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("machines", [1, 2])
 def test_torchrun_runs_the_same_command_and_one_process_finds_the_run_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    machines: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "tiny.toml").write_text(RECIPE)
     monkeypatch.chdir(tmp_path)
     words = ["distill", "tiny.toml", "--out", "run", "--json"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "edgeface", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["stages"].keys() == {"teacher", "student", "qat"}  # one object: one process prints
-    assert done.stderr.count("scoring on the validation faces") == 1
-    assert done.stderr.count("student (edge_s) step 2/2") == 1
+    ended = torchrun(tmp_path, *[words[2:]] * machines)
+    said, progress = ("".join(texts) for texts in list(zip(*ended, strict=True))[1:])
+    assert not any(code for code, _, _ in ended), progress
+    assert json.loads(said)["stages"].keys() == {"teacher", "student", "qat"}  # one object: one process prints
+    assert progress.count("scoring on the validation faces") == 1
+    assert progress.count("student (edge_s) step 2/2") == 1
+    for machine in range(machines):  # each has cut its own faces
+        assert any((tmp_path / f"cache-{machine}" / "packs").iterdir())
     for stage in ("teacher", "student", "qat"):
         manifest = json.loads((tmp_path / "run" / stage / "manifest.json").read_text())
         assert manifest["provenance"]["processes"] == [2]
@@ -586,6 +614,15 @@ def test_torchrun_runs_the_same_command_and_one_process_finds_the_run_finished(
     assert main([*words, "--resume"]) == 0
     with pytest.raises(AssertionError, match="trained again"):  # twin: another seed is another run
         run_recipe(load_recipe("tiny.toml", overrides=["seed=1"]), tmp_path / "other")
+
+
+@pytest.mark.slow
+def test_machines_with_other_recipes_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+    ended = torchrun(tmp_path, ["--out", "run"], ["--out", "run", "--set", "seed=1"])
+    assert all(code for code, _, _ in ended)
+    assert sum("differs from that of process 0" in complained for _, _, complained in ended) == 1
+    assert not (tmp_path / "run" / "teacher").exists()
 
 
 if __name__ == "__main__":
