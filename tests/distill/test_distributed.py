@@ -563,17 +563,18 @@ train = {epochs = 1, batch = 32, warmup_epochs = 0.0}
 
 
 def torchrun(folder: Path, *arguments: Sequence[str]) -> list[tuple[int, str, str]]:
-    """What two processes made of tiny.toml: of one torchrun, or of two, which have nothing in common but the run's folder.
+    """What two processes made of tiny.toml: under one torchrun, or under two that have nothing in common but a folder.
 
     Args:
         folder: Holds tiny.toml.
         arguments: Of each machine's torchrun, and of the command behind it.
     """
-    meeting = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--rdzv_id", "tiny"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(len(arguments))]
+    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--rdzv_id", "tiny"]
+    command += ["--nproc_per_node", str(2 // len(arguments)), "-m", "edgeface", "distill", "tiny.toml"]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(len(arguments)), *meeting]
-            + ["--nproc_per_node", str(2 // len(arguments)), "-m", "edgeface", "distill", "tiny.toml", *words],
+            [*command, *words],
             cwd=folder,
             env={**os.environ, "OMP_NUM_THREADS": "1", "EDGEFACE_CACHE": str(folder / f"cache-{machine}")},
             stdout=subprocess.PIPE,
