@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> Result:
     for group in dict.fromkeys(recipe.group for recipe in packaged):
         own = [recipe for recipe in packaged if recipe.group == group]
         width = max(len(recipe.name) for recipe in own)
-        lines += [f"\nRows of a table, {group}:"] if group else []
+        lines += [f"\nGroup {group}:"] if group else []
         lines += [f"{recipe.name:<{width}}  {recipe.summary}" for recipe in own]
     lines.append(
         f"\nRun one with `edgeface distill {packaged[0].name}`, or edit a copy: `edgeface recipes --copy NAME PATH`."

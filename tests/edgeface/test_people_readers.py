@@ -128,27 +128,36 @@ YES = {
 }
 
 
-def write_celeba(folder: Path, *, flat: bool = False, extras: bool = True) -> Path:
+def write_celeba(folder: Path, *, flat: bool = False, extras: bool = True, more: int = 0) -> Path:
+    """The four faces of PARTS, and `more` training faces of other people, each attribute on every third of them."""
     base = folder / "celeba"
+    added = {f"{number:06d}.jpg": number for number in range(5, 5 + more)}
+    parts = PARTS | dict.fromkeys(added, 0)
+    people = {name: 2880 + part for name, part in PARTS.items()} | {name: 3000 + at for name, at in added.items()}
+    third = {
+        name: {attribute for place, attribute in enumerate(CELEBA_ATTRIBUTES) if (place + number) % 3 == 0}
+        for name, number in added.items()
+    }
+    yes = YES | third
     anno, evaluation, images = (base / name for name in (("", "", "") if flat else ("Anno", "Eval", "Img")))
     for place in (anno, evaluation, images):
         place.mkdir(parents=True, exist_ok=True)
     rows = [
-        f"{name} {'  '.join('1' if attribute in YES[name] else '-1' for attribute in CELEBA_ATTRIBUTES)}"
-        for name in PARTS
+        f"{name} {'  '.join('1' if attribute in yes[name] else '-1' for attribute in CELEBA_ATTRIBUTES)}"
+        for name in parts
     ]
     head = f"{len(rows)}\n{' '.join(CELEBA_ATTRIBUTES)} \n"
     (anno / "list_attr_celeba.txt").write_text(head + "\n".join(rows) + "\n")
-    (evaluation / "list_eval_partition.txt").write_text("".join(f"{name} {part}\n" for name, part in PARTS.items()))
+    (evaluation / "list_eval_partition.txt").write_text("".join(f"{name} {part}\n" for name, part in parts.items()))
     if extras:
-        (anno / "identity_CelebA.txt").write_text("".join(f"{name} {2880 + part}\n" for name, part in PARTS.items()))
+        (anno / "identity_CelebA.txt").write_text("".join(f"{name} {person}\n" for name, person in people.items()))
         names = (
             "lefteye_x lefteye_y righteye_x righteye_y nose_x nose_y leftmouth_x leftmouth_y rightmouth_x rightmouth_y"
         )
         numbers = "    ".join(map(str, POINTS.ravel()))
-        lines = [f"{name} {numbers}" for name in PARTS]
+        lines = [f"{name} {numbers}" for name in parts]
         (anno / "list_landmarks_align_celeba.txt").write_text(f"{len(lines)}\n{names}\n" + "\n".join(lines) + "\n")
-    for name in PARTS:
+    for name in parts:
         picture(images / "img_align_celeba" / name, (178, 218))
     return folder
 
