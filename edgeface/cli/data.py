@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     inspect = actions.add_parser("inspect", help="count samples, labels, sizes, duplicates and faults")
     inspect.add_argument("source", metavar="SOURCE", help=_SOURCE)
     inspect.add_argument("out", metavar="OUT", nargs="?", type=Path, help="also write the JSON object to this file")
+    inspect.add_argument("--all", action="store_true", help="name every picture of each finding, not the first ones")
     pack = actions.add_parser("pack", help="cut every face once and keep the crops in the cache")
     pack.add_argument("source", metavar="SOURCE", help=_SOURCE)
     pack.add_argument("out", metavar="OUT", nargs="?", type=Path, help="also copy the pack to this folder")
@@ -59,7 +60,7 @@ def run(arguments: argparse.Namespace) -> Result:
 
 def _inspect(arguments: argparse.Namespace) -> Result:
     from edgeface.cli.console import progress
-    from edgeface.data.inspect import inspect
+    from edgeface.data.inspect import LISTED, inspect
     from edgeface.data.sources import data_root
     from edgeface.files import write_json
 
@@ -69,48 +70,79 @@ def _inspect(arguments: argparse.Namespace) -> Result:
             arguments.source,
             root=data_root(arguments.root),
             strict=arguments.strict,
+            most=None if arguments.all else LISTED,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     if arguments.out is not None:
         write_json(arguments.out, found)
-    return Result(payload=found, text=_inspected(found))
+    return Result(payload=found, text=_inspected(found, most=None if arguments.all else _SHOWN))
 
 
-def _inspected(found: Mapping[str, Any]) -> RenderableType:
+def _inspected(found: Mapping[str, Any], *, most: int | None) -> RenderableType:
+    """What was found in words; of each finding the first `most` pictures in its line, or with None each in its own."""
     from rich.console import Group
     from rich.text import Text
 
     from edgeface.cli.console import table
 
-    lines = [
-        f"{found['source']}: {_people(found)}. Licence: {found['licence']}.",
-        "Pictures: " + ", ".join(f"{count} of {size}" for size, count in list(found["sizes"].items())[:6]) + ".",
-    ]
+    lines = [f"{found['source']}: {_people(found)}. Licence: {found['licence']}.", f"Pictures: {_sizes(found)}."]
     if found["research_only"]:
         lines.append("Research only: weights trained on it may not be shipped.")
+    also = "also in" if found["split"] else "in both"  # without a split, a folder's are compared with each other
+    if found["compared"]:
+        counts = ", ".join(f"@{other} ({count} faces)" for other, count in found["compared"].items())
+        lines.append(f"Compared with {counts}." if found["split"] else f"Splits: {counts}.")
     if found["named"] and found["shared_people"]:
-        lines.append(
-            "People who are also in "
-            + ", ".join(f"@{other}: {count}" for other, count in found["shared_people"].items())
-            + "."
-        )
-    findings = [*found["skipped"].items(), ("unreadable picture", found["unreadable"])]
-    findings.append(("picture that repeats an earlier one", found["duplicates"]))
-    findings.append(("of these with other labels", found["disagreeing"]))
-    findings += [(f"picture that is also in @{other}", there) for other, there in found["shared_pictures"].items()]
+        counts = ", ".join(f"{_at(other)}: {count}" for other, count in found["shared_people"].items())
+        lines.append(f"People who are {also} {counts}.")
+    findings = [
+        *((f"left out, {reason}", listed) for reason, listed in found["skipped"].items()),
+        ("unreadable picture", found["unreadable"]),
+        *((f"used as labelled, {reason}", listed) for reason, listed in found["doubtful"].items()),
+        ("picture that repeats an earlier one", found["duplicates"]),
+        ("repeated picture whose labels differ from the earlier one's", found["disagreeing"]),
+        *((f"picture that is {also} {_at(other)}", there) for other, there in found["shared_pictures"].items()),
+    ]
+    cut = False
     for reason, listed in findings:
-        if listed["count"]:
-            shown = ", ".join(listed["keys"][:3]) + (", …" if listed["count"] > 3 else "")
-            lines.append(f"{listed['count']} × {reason}: {shown}")
+        if not listed["count"]:
+            continue
+        keys = listed["keys"][:most]
+        if most is None:
+            lines += [f"{listed['count']} × {reason}:", *(f"    {key}" for key in keys)]
+            continue
+        rest = len(keys) < listed["count"]
+        lines.append(f"{listed['count']} × {reason}: {', '.join(keys)}{', …' if rest else ''}")
+        cut = cut or rest
     clean = [words for words, key in _SOUND.items() if not found[key]["count"]]
+    clean += [f"is {also} {_at(other)}" for other, there in found["shared_pictures"].items() if not there["count"]]
     if clean:
         lines.append(f"None {', none '.join(clean)}.")
+    if cut:
+        lines.append("With --all every one of them is named.")
     rows = [[name, str(task["labelled"]), _details(task)] for name, task in found["tasks"].items()]
     parts: list[RenderableType] = [Text("\n".join(lines)), _words(table(["task", "labelled", "what"], rows))]
     if found["groups"]:
         groups = [[name, _shares(counts)] for name, counts in found["groups"].items()]
         parts.append(_words(table(["group", "who"], groups)))
     return Group(*parts)
+
+
+_SHOWN = 3  # pictures named in the line of a finding
+_SIZES = 6
+
+
+def _sizes(found: Mapping[str, Any]) -> str:
+    sizes = list(found["sizes"].items())
+    words = [f"{count} of {size}" for size, count in sizes[:_SIZES]]
+    if rest := sizes[_SIZES:]:
+        words.append(f"{sum(count for _, count in rest)} of {len(rest)} other sizes")
+    return ", ".join(words) or "none that can be read"
+
+
+def _at(splits: str) -> str:
+    """ "train and test" as "@train and @test"."""
+    return " and ".join(f"@{split}" for split in splits.split(" and "))
 
 
 # What is said of pictures in which nothing was found, so that silence need not be read as "was not looked at".
@@ -139,7 +171,11 @@ def _shares(counts: Mapping[str, int]) -> str:
 
 def _details(task: Mapping[str, Any]) -> str:
     if "classes" in task:
-        return ", ".join(f"{name} {100 * share:.1f} %" for name, share in task["classes"].items() if share)
+        # Levels have numbers for names, which beside a share read as another number.
+        named = {f"level {name}" if name.isdecimal() else name: share for name, share in task["classes"].items()}
+        absent = [name for name, share in named.items() if not share]
+        shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in named.items() if share)
+        return shares + (f"; no {', '.join(absent)}" if absent else "")
     if "attributes" in task:
         return ", ".join(f"{name} {part['positive']}/{part['labelled']}" for name, part in task["attributes"].items())
     if "mirrored_eyes" in task:

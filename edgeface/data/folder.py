@@ -89,6 +89,8 @@ def read(
     licence, research_only = _terms(path / TERMS)
     folder = path / split if split and (path / split / METADATA).is_file() else path
     listing = folder / METADATA
+    if not listing.is_file() and not split:
+        _refuse_parts(path, source)
     columns, rows = _read_rows(listing, source)
     points = _point_columns(columns)
     _check_columns(columns, points, listing)
@@ -171,6 +173,18 @@ def read(
         load=lambda index: read_image(files[index]),
         fingerprint=digest.hexdigest(),
     )
+
+
+def _refuse_parts(path: Path, source: str) -> None:
+    """Raises DataError where the splits lie in folders of their own and none is named."""
+    parts = [split for split in SPLITS if (path / split / METADATA).is_file()]
+    if parts:
+        raise DataError(
+            f"no {METADATA} in {path}, but one in {', '.join(f'{part}/' for part in parts)}",
+            expected="the name of a split, as each lies in a folder of its own",
+            where=source,
+            do=f"Read {source}@{parts[0]}",
+        )
 
 
 def _terms(file: Path) -> tuple[str, bool]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.data.corpus import Corpus, is_labelled
-from edgeface.data.listing import TRAIN_PARTS, fold_and_part
-from edgeface.data.sources import Source, open_source, parse_source
+from edgeface.data.sources import Source, open_source, parse_source, splits_apart
 from edgeface.errors import DataError, UsageError
 from edgeface.tasks import EYES, TASKS, Kind, Task
 
-SPLITS = ("train", "val", "test")
-LISTED = 20  # keys named for each finding; the counts are whole
+LISTED = 20  # keys named for each finding unless asked for all; the counts are whole
+MIRRORED_EYES = "right eye labelled at or left of the left eye"
+OUTSIDE_CROP = "point outside the crop"
 
 _CHUNK = 64
 
 
 def inspect(
-    source: str, *, root: Path, strict: bool = False, progress: Callable[[int, int], None] | None = None
+    source: str,
+    *,
+    root: Path,
+    strict: bool = False,
+    most: int | None = LISTED,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Reads every label and decodes every picture of a source.
 
@@ -34,6 +40,7 @@ def inspect(
         source: As for `open_source`.
         root: Folder that holds the corpora.
         strict: Raise at the first bad sample instead of listing it.
+        most: Keys named for each finding; None names them all.
         progress: Called with the number of pictures decoded and their total.
 
     Returns:
@@ -43,25 +50,44 @@ def inspect(
         named                                       samples whose person the corpus names; the rest count as one each
         skipped                                     reason to {"count", "keys"}: left out by the reader
         unreadable                                  {"count", "keys"}: pictures whose pixels cannot be decoded
+        doubtful                                    reason to {"count", "keys"}: labels that look wrong but are used
         sizes                                       "WxH" to number of pictures, most frequent first
         duplicates                                  {"count", "keys"}: samples whose picture repeats an earlier one
         disagreeing                                 {"count", "keys"}: those of them whose labels are others
         tasks                                       task to {"labelled", …}: class shares, range, or landmark checks
         groups                                      subgroup column to value to count
+        compared                                    other split to its number of samples
         shared_people                               other split to number of people in both
         shared_pictures                             other split to {"count", "keys"}: samples whose picture is there too
 
+        Other splits are those that should have nothing in common with this one (`splits_apart`). Of a folder without a
+        split the folder's splits are compared with each other: "train and test" to what is in both.
+
         Landmark checks: `mirrored_eyes`, faces whose right eye is labelled at or left of the left eye, and
-        `outside_crop`, faces with a point outside the nominal crop.
+        `outside_crop`, faces with a point outside the nominal crop. `doubtful` names them.
 
     Raises:
         UsageError, DataError: As `open_source`; with `strict`, the first picture that cannot be decoded.
     """
     corpus = open_source(source, root=root, strict=strict)
-    others = _other_splits(corpus, parse_source(source), root=root)
-    bar = _Bar(total=len(corpus) + sum(map(len, others.values())), told=progress)
+    parsed = parse_source(source)
+    others = _other_splits(corpus, parsed, root=root)
+    whole = not corpus.split  # the others are then parts of it, and their pictures are among its own
+    bar = _Bar(total=len(corpus) + (0 if whole else sum(map(len, others.values()))), told=progress)
     pictures = _pictures(corpus, strict=strict, bar=bar)
-    elsewhere = {split: set(_contents(other, bar=bar)) for split, other in others.items()}
+    if whole:
+        people = {
+            f"{one} and {two}": len(set(others[one].people) & set(others[two].people))
+            for one, two in itertools.combinations(others, 2)
+        }
+        held = {split: _of_keys(pictures.contents, other.keys) for split, other in others.items()}
+        shared = {
+            f"{one} and {two}": _in_both(held[two], set(held[one].values()))
+            for one, two in itertools.combinations(others, 2)
+        }
+    else:
+        people = {split: len(set(corpus.people) & set(other.people)) for split, other in others.items()}
+        shared = {split: _in_both(pictures.contents, set(_contents(other, bar=bar))) for split, other in others.items()}
     return {
         "schema": 1,
         "source": source,
@@ -72,24 +98,31 @@ def inspect(
         "named": sum(person != key for person, key in zip(corpus.people, corpus.keys, strict=True)),
         "licence": corpus.licence,
         "research_only": corpus.research_only,
-        "skipped": {reason: listed(keys) for reason, keys in corpus.skipped.items()},
-        "unreadable": listed(pictures.unreadable),
+        "skipped": {reason: listed(keys, most=most) for reason, keys in corpus.skipped.items()},
+        "unreadable": listed(pictures.unreadable, most=most),
+        "doubtful": {reason: listed(keys, most=most) for reason, keys in _doubtful(corpus).items()},
         "sizes": dict(pictures.sizes.most_common()),
-        "duplicates": listed(pictures.duplicates),
-        "disagreeing": listed(pictures.disagreeing),
+        "duplicates": listed(pictures.duplicates, most=most),
+        "disagreeing": listed(pictures.disagreeing, most=most),
         "tasks": {name: _task(TASKS[name], values, corpus) for name, values in corpus.labels.items()},
         "groups": {name: dict(Counter(values.tolist()).most_common()) for name, values in corpus.groups.items()},
-        "shared_people": {split: len(set(corpus.people) & set(other.people)) for split, other in others.items()},
-        "shared_pictures": {
-            split: listed([key for key, content in pictures.contents.items() if content in there])
-            for split, there in elsewhere.items()
-        },
+        "compared": {split: len(other) for split, other in others.items()},
+        "shared_people": people,
+        "shared_pictures": {split: listed(keys, most=most) for split, keys in shared.items()},
     }
 
 
-def listed(keys: list[str] | tuple[str, ...]) -> dict[str, Any]:
-    """How many keys, and the first of them."""
-    return {"count": len(keys), "keys": list(keys[:LISTED])}
+def listed(keys: Sequence[str], *, most: int | None = LISTED) -> dict[str, Any]:
+    """How many keys, and the first of them; all with `most` None."""
+    return {"count": len(keys), "keys": list(keys[:most])}
+
+
+def _of_keys(contents: Mapping[str, bytes], keys: Sequence[str]) -> dict[str, bytes]:
+    return {key: contents[key] for key in keys if key in contents}
+
+
+def _in_both(contents: Mapping[str, bytes], there: set[bytes]) -> list[str]:
+    return [key for key, content in contents.items() if content in there]
 
 
 @dataclass(kw_only=True)
@@ -185,11 +218,9 @@ def _task(task: Task, values: NDArray[Any], corpus: Corpus) -> dict[str, Any]:
         shares = np.bincount(values, minlength=len(task.classes)) / len(values)
         found["classes"] = {name: round(float(share), 6) for name, share in zip(task.classes, shares, strict=True)}
     elif task.kind is Kind.LANDMARKS:
-        left, right = EYES[task.points]
-        crops = corpus.crops[known]
-        inside = np.abs(values - crops[:, None, :2]).max(axis=(1, 2)) <= crops[:, 2] / 2
-        found["mirrored_eyes"] = int((values[:, right, 0] <= values[:, left, 0]).sum())
-        found["outside_crop"] = int((~inside).sum())
+        mirrored, outside = _landmark_checks(task, values, corpus.crops[known])
+        found["mirrored_eyes"] = int(mirrored.sum())
+        found["outside_crop"] = int(outside.sum())
     elif task.kind is Kind.ATTRIBUTES:
         found["attributes"] = {
             name: {"labelled": int((column >= 0).sum()), "positive": int((column == 1).sum())}
@@ -212,18 +243,36 @@ def _task(task: Task, values: NDArray[Any], corpus: Corpus) -> dict[str, Any]:
     return found
 
 
+def _landmark_checks(
+    task: Task, points: NDArray[np.float32], crops: NDArray[np.float32]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """(N,) of faces whose eyes are the wrong way round, and (N,) of those with a point outside (N, 3) nominal crops."""
+    left, right = EYES[task.points]
+    mirrored = points[:, right, 0] <= points[:, left, 0]
+    outside = np.abs(points - crops[:, None, :2]).max(axis=(1, 2)) > crops[:, 2] / 2
+    return mirrored, outside
+
+
+def _doubtful(corpus: Corpus) -> dict[str, list[str]]:
+    """Reason to the keys of faces that are used as they are labelled."""
+    found: dict[str, list[str]] = {}
+    for name, values in corpus.labels.items():
+        task = TASKS[name]
+        if task.kind is not Kind.LANDMARKS:
+            continue
+        known = np.flatnonzero(is_labelled(task, values))
+        checks = _landmark_checks(task, values[known], corpus.crops[known])
+        for reason, faces in zip((MIRRORED_EYES, OUTSIDE_CROP), checks, strict=True):
+            if faces.any():
+                found[f"{name}: {reason}"] = [corpus.keys[index] for index in known[faces]]
+    return found
+
+
 def _other_splits(corpus: Corpus, parsed: Source, *, root: Path) -> dict[str, Corpus]:
-    """The other splits that there are and that should have nothing in common with this one."""
+    """The other splits that there are and that should have nothing in common with this one, or with each other."""
     others: dict[str, Corpus] = {}
-    if not corpus.split or corpus.name == "synthetic":
-        return others
     base = parsed.corpus + (f":{parsed.argument}" if parsed.argument else "")
-    fold, part = fold_and_part(corpus.split)
-    parts = set(TRAIN_PARTS) - {"train"}
-    # A part of the training list lies in it by design, and so does every fold's in the other folds'.
-    splits = (*sorted(parts), "val", "test") if part in parts else SPLITS
-    for split in (f"fold{fold}-{name}" if fold else name for name in splits):
-        if split != corpus.split:
-            with contextlib.suppress(DataError, UsageError):  # a corpus need not have every split
-                others[split] = open_source(f"{base}@{split}", root=root)
+    for split in splits_apart(parsed.corpus, corpus.split):
+        with contextlib.suppress(DataError, UsageError):  # a corpus need not have every split
+            others[split] = open_source(f"{base}@{split}", root=root)
     return others

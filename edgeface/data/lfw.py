@@ -29,6 +29,8 @@ from edgeface.verification import read_pairs
 TERMS = Terms(name="lfw", version=1, licence="no licence stated (LFW, pictures from news sites)", research_only=True)
 LISTS = {"pairs": "pairs.txt", "devtrain": "pairsDevTrain.txt", "devtest": "pairsDevTest.txt"}
 SPLITS = (*LISTS, "all")
+# View 2 was drawn without regard to view 1 and may hold the same people; the two lists of view 1 may not.
+APART = {"devtrain": ("devtest",), "devtest": ("devtrain",)}
 CROP = tuple(value / 250 for value in nominal_crop("lfw_5590", 250, 250))
 
 _FOLDERS = ("lfw", "lfw_funneled", "lfw-deepfunneled", ".")

@@ -31,7 +31,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgeface import limits
 from edgeface.data.corpus import Corpus, is_validation
@@ -86,11 +85,6 @@ def person_of(key: str) -> str:
     """The person's name where the file name gives one (lfw_5590), else the key itself."""
     match = _PERSON.match(key)
     return match.group(1) if match else key
-
-
-def mirrored_eyes(landmarks: NDArray[np.float32]) -> int:
-    """Number of faces whose right eye is labelled left of the left eye (x2 ≤ x1); (N, 5, 2) in any unit."""
-    return int(np.count_nonzero(landmarks[:, 1, 0] <= landmarks[:, 0, 0]))
 
 
 def read(

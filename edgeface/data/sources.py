@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 from edgeface.data.corpus import Corpus
+from edgeface.data.listing import TRAIN_PARTS, fold_and_part
 from edgeface.errors import DataError, UsageError, did_you_mean
 
 ENVIRONMENT = "EDGEFACE_DATA"
@@ -77,6 +78,27 @@ def open_source(source: str, *, root: Path, strict: bool = False) -> Corpus:
     """
     parsed = parse_source(source)
     return READERS[parsed.corpus](parsed, root, strict)
+
+
+def splits_apart(corpus: str, split: str) -> tuple[str, ...]:
+    """Names of the other splits that should have no face in common with one; a corpus need not have each of them.
+
+    A reader whose splits have names of their own says so in a table `APART`. A part of the training list lies in it by
+    design, and so does every fold's in the other folds'.
+
+    Args:
+        corpus: Key of READERS.
+        split: The split; "" of a folder is all of it, and its parts are to be apart from each other.
+    """
+    if corpus == "synthetic" or not (split or corpus == "folder"):
+        return ()
+    own: dict[str, tuple[str, ...]] | None = getattr(import_module(f"edgeface.data.{corpus}"), "APART", None)
+    if own is not None:
+        return own.get(split, ())
+    fold, part = fold_and_part(split)
+    parts = set(TRAIN_PARTS) - {"train"}
+    names = (*sorted(parts), "val", "test") if part in parts else ("train", "val", "test")
+    return tuple(each for each in (f"fold{fold}-{name}" if fold else name for name in names) if each != split)
 
 
 def pairs_of(source: str, *, root: Path) -> Path | None:

@@ -61,6 +61,18 @@ PLACES = {
 }
 FOUND = "-found"
 SPLITS = (*TRAIN_PARTS, *list(PLACES)[1:], *(f"{split}{FOUND}" for split in ("common", "challenging", "full")))
+# Splits that should have no face in common. `full` is `common` and `challenging`.
+_REPORTED = ("common", "challenging", "private")
+APART = {
+    "train": _REPORTED,
+    "fit": ("dev", *_REPORTED),
+    "dev": ("fit", *_REPORTED),
+    "common": ("train", "challenging", "private"),
+    "challenging": ("train", "common", "private"),
+    "full": ("train", "private"),
+    "private": ("train", "full"),
+}
+APART |= {f"{split}{FOUND}": APART[split] for split in ("common", "challenging", "full")}
 
 _LAYOUT = "the published 300-W folders, in each a picture and a .pts file for each face"
 _BOXES = ("Bounding Boxes", "Bounding_Boxes", "bounding_boxes")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edgeface.cli.main import main
-from edgeface.data.inspect import inspect
+from edgeface.data.inspect import LISTED, MIRRORED_EYES, OUTSIDE_CROP, inspect
+from edgeface.data.sources import READERS, splits_apart
 from edgeface.errors import DataError
 
 
@@ -53,8 +55,124 @@ def test_inspect_counts_labels_pictures_and_faults(folder: Path) -> None:
     assert found["sizes"] == {"16x16": 3}
     assert found["tasks"]["smile"] == {"labelled": 4, "classes": {"not_smiling": 0.25, "smiling": 0.75}}
     assert found["tasks"]["landmarks5"] == {"labelled": 4, "mirrored_eyes": 1, "outside_crop": 1}
+    assert found["doubtful"] == {
+        f"landmarks5: {MIRRORED_EYES}": {"count": 1, "keys": ["b.png"]},
+        f"landmarks5: {OUTSIDE_CROP}": {"count": 1, "keys": ["b.png"]},
+    }
+    assert found["compared"]["test"] == 1
     assert found["shared_people"]["test"] == 1
     assert found["shared_pictures"]["test"] == {"count": 0, "keys": []}
+
+
+def test_eyes_the_right_way_round_are_no_finding_twin(folder: Path) -> None:
+    table = folder / "metadata.csv"
+    table.write_text(table.read_text().replace("12,4,4,4,8,8,5,12,30,12", "4,4,12,4,8,8,5,12,11,12"))
+    assert inspect(f"folder:{folder}@train", root=folder)["doubtful"] == {}
+
+
+def test_without_a_split_a_folders_splits_are_compared_with_each_other(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "c.png").write_bytes((folder / "d.png").read_bytes())
+    table = folder / "metadata.csv"
+    table.write_text(table.read_text().replace("b.png,train", "b.png,val"))
+    found = inspect(f"folder:{folder}", root=folder)
+    assert found["compared"] == {"train": 3, "val": 1, "test": 1}
+    assert found["shared_people"] == {"train and val": 0, "train and test": 1, "val and test": 0}
+    assert {pair: each["keys"] for pair, each in found["shared_pictures"].items()} == {
+        "train and val": [],
+        "train and test": ["d.png"],
+        "val and test": [],
+    }
+    assert main(["data", "inspect", f"folder:{folder}"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Splits: @train (3 faces), @val (1 faces), @test (1 faces)." in out
+    assert "@train and @test: 1" in out
+    assert "1 × picture that is in both @train and @test: d.png" in out
+    assert "none is in both @val and @test" in out
+
+
+def test_a_row_that_stands_in_two_splits_is_found_though_the_whole_folder_reads_it_once(folder: Path) -> None:
+    table = folder / "metadata.csv"
+    row = next(line for line in table.read_text().splitlines() if line.startswith("a.png"))
+    table.write_text(table.read_text() + row.replace("train", "test") + "\n")
+    found = inspect(f"folder:{folder}", root=folder)
+    assert found["skipped"]["named twice"]["count"] == 1
+    assert "a.png" in found["shared_pictures"]["train and test"]["keys"]
+
+
+def test_splits_in_folders_of_their_own_have_to_be_named(folder: Path) -> None:
+    (folder / "train").mkdir()
+    (folder / "metadata.csv").rename(folder / "train/metadata.csv")
+    with pytest.raises(DataError, match=r"but one in train/.*@train"):
+        inspect(f"folder:{folder}", root=folder)
+
+
+@pytest.mark.parametrize(
+    ("corpus", "split", "others"),
+    [
+        ("mtfl", "train", ("val", "test")),
+        ("fairface", "fit", ("dev", "val", "test")),
+        ("ckplus", "fold3-train", ("fold3-val", "fold3-test")),
+        ("lfw", "devtrain", ("devtest",)),
+        ("lfw", "pairs", ()),
+        ("w300", "full", ("train", "private")),
+        ("w300", "challenging-found", ("train", "common", "private")),
+        ("folder", "", ("train", "val", "test")),
+        ("folder", "test", ("train", "val")),
+        ("synthetic", "train", ()),
+    ],
+)
+def test_splits_that_should_have_nothing_in_common(corpus: str, split: str, others: tuple[str, ...]) -> None:
+    assert splits_apart(corpus, split) == others
+
+
+def test_every_reader_knows_the_splits_it_names_as_apart() -> None:
+    for corpus in READERS:
+        module = import_module(f"edgeface.data.{corpus}")
+        apart = getattr(module, "APART", {})
+        assert {split for split, others in apart.items() for split in (split, *others)} <= set(
+            getattr(module, "SPLITS", ())
+        )
+
+
+def test_people_of_both_development_lists_of_lfw_are_found(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for place, name in enumerate(("Ann", "Bob", "Cid")):
+        for number in (1, 2):
+            file = tmp_path / f"lfw/{name}/{name}_{number:04}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (40 * place, 90 * number, 0)).save(file)
+    (tmp_path / "pairsDevTrain.txt").write_text("1\nAnn\t1\t2\nAnn\t1\tBob\t1\n")
+    (tmp_path / "pairsDevTest.txt").write_text("1\nBob\t1\t2\nBob\t2\tCid\t1\n")
+    found = inspect(f"lfw:{tmp_path}@devtrain", root=tmp_path)
+    assert found["compared"] == {"devtest": 3}
+    assert found["shared_people"] == {"devtest": 1}
+    assert found["shared_pictures"]["devtest"]["keys"] == ["Bob/Bob_0001.jpg"]
+    (tmp_path / "pairsDevTest.txt").write_text("1\nCid\t1\t2\nCid\t2\tCid\t1\n")
+    assert inspect(f"lfw:{tmp_path}@devtrain", root=tmp_path)["shared_people"] == {"devtest": 0}, "the twin"
+
+
+@pytest.mark.parametrize("many", [3, 30])
+def test_all_names_every_picture_of_a_finding(
+    many: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    monkeypatch.setenv("COLUMNS", "200")
+    for place in range(many + 1):
+        Image.new("RGB", (8, 8), (7, 0, 0)).save(tmp_path / f"{place:03}.png")
+    rows = "".join(f"{place:03}.png,1\n" for place in range(many + 1))
+    (tmp_path / "metadata.csv").write_text(f"file_name,smile\n{rows}")
+    source = f"folder:{tmp_path}"
+    assert len(inspect(source, root=tmp_path)["duplicates"]["keys"]) == min(many, LISTED)
+    assert main(["data", "inspect", source, "--all", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["duplicates"]["keys"]) == many
+    assert main(["data", "inspect", source]) == 0
+    assert ("With --all" in capsys.readouterr().out) is (many > 3)
+    assert main(["data", "inspect", source, "--all"]) == 0
+    assert f"{many:03}.png = 000.png" in capsys.readouterr().out
 
 
 def test_a_picture_in_two_splits_and_one_with_two_labels_are_found(folder: Path) -> None:
@@ -76,9 +194,12 @@ def test_one_pixel_makes_another_picture_twin(folder: Path) -> None:
 
 def test_the_verb_says_what_it_looked_for_and_did_not_find(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "inspect", f"folder:{folder}@test"]) == 0
-    assert "None is unreadable, none repeats another." in capsys.readouterr().out
+    assert "None is unreadable, none repeats another, none is also in @train" in " ".join(
+        capsys.readouterr().out.split()
+    )
     assert main(["data", "inspect", f"folder:{folder}@train"]) == 0
-    assert "None is" not in capsys.readouterr().out, "the twin: there is one of each"
+    out = capsys.readouterr().out
+    assert "None is also in @test." in out, "the twin: there is one of each"
 
 
 def test_inspect_of_clean_pictures_finds_no_fault(folder: Path) -> None:
@@ -135,7 +256,13 @@ def test_the_verb_prints_one_json_object(folder: Path, capsys: pytest.CaptureFix
 def test_the_verb_prints_a_table_and_the_faults(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "inspect", f"folder:{folder}@train", str(folder.parent / "found.json")]) == 0
     out = capsys.readouterr().out
-    for words in ("4 faces of 4 people", "missing picture: gone.png", "1 with mirrored eyes", "smiling 75.0 %"):
+    for words in (
+        "4 faces of 4 people",
+        "missing picture: gone.png",
+        "1 with mirrored eyes",
+        "smiling 75.0 %",
+        "labelled at or left of the left eye: b.png",
+    ):
         assert words in out
     assert json.loads((folder.parent / "found.json").read_text())["samples"] == 4
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeface.data.mtfl import first_centre, mirrored_eyes, nominal_crop, person_of, read
+from edgeface.data.mtfl import first_centre, nominal_crop, person_of, read
 from edgeface.errors import DataError, UsageError
 
 # Person: Ann falls into training, Ben_Four into validation (by the hash of the name).
@@ -199,13 +199,6 @@ def test_a_written_face_reads_back(points: list[tuple[float, float]], pose: int)
     # Six decimals in the file, then float32 (relative 6e-8 of at most 300).
     assert np.allclose(corpus.labels["landmarks5"][0], np.array(points) - 0.5, rtol=0, atol=3e-5)
     assert corpus.labels["pose"][0] == pose - 1
-
-
-def test_mirrored_eye_labels_are_counted() -> None:
-    faces = np.zeros((3, 5, 2), np.float32)
-    faces[:, 0, 0], faces[:, 1, 0] = [10, 20, 15], [20, 10, 15]
-    assert mirrored_eyes(faces) == 2  # the second is swapped, the third has both eyes at one place
-    assert mirrored_eyes(faces[:1]) == 0
 
 
 def test_the_published_corpus_is_read_whole() -> None:
