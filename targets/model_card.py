@@ -231,6 +231,8 @@ def _groups(scorecard: Mapping[str, Any]) -> list[str]:
                 change = gap["gap_change_teacher"]
                 than = "" if change is None else f", {change:+.2g} on the teacher's"
                 gone = "" if gap["gap"] is None else f"; gap {gap['gap']:.2g}{than}"
+                few = ", ".join(f"{group['name']} ({group['n']})" for group in each.get("few", ()))
+                gone += f"; too few faces to tell: {few}" if few else ""
                 lines.append(f"- {each['task']} ({each['metric']}) by {each['by']}: {', '.join(told)}{gone}")
     if not lines:
         return []

@@ -35,7 +35,7 @@ from edgeface.report.scorecard import (
     Scorecard,
     Subgroups,
 )
-from edgeface.report.table import heading, scaled, shown, signed, title, unit, with_interval
+from edgeface.report.table import heading, scaled, shown, signed, title, too_few, unit, with_interval
 from edgeface.tasks import TASKS, Kind
 
 if TYPE_CHECKING:
@@ -641,7 +641,8 @@ def _gaps(card: Scorecard, ship: Row | None) -> dict[str, Any]:
                 moved += f" [{signed(scaled(metric, low))}, {signed(scaled(metric, high))}]"
             texts[row["model"]] = (shown(metric, row["gap"]) + ends, moved)
         cells = [texts.get(model, ("–", "")) for model in models]
-        rows.append({"task": entry["task"], "by": entry["by"], "metric": title(entry["metric"]), "cells": cells})
+        asked = {"task": entry["task"], "by": entry["by"], "metric": title(entry["metric"]), "few": too_few(entry)}
+        rows.append({**asked, "cells": cells})
     return {"models": models, "rows": rows, "minimum": card.subgroups[0]["minimum"]}
 
 

@@ -153,6 +153,7 @@ class Subgroups(TypedDict):
         groups: Groups of at least `minimum` labelled faces.
         rows: One per model that was measured.
         minimum: Faces below which a group says nothing.
+        few: The smaller groups.
         left_out: Labelled faces in smaller groups, or in none.
     """
 
@@ -162,6 +163,7 @@ class Subgroups(TypedDict):
     groups: list[Group]
     rows: list[Gap]
     minimum: int
+    few: list[Group]
     left_out: int
 
 
@@ -247,7 +249,7 @@ def from_json(plain: Mapping[str, Any], *, where: str) -> Scorecard:
         names = {item.name for item in fields(Scorecard)} - {"rows", "subgroups", "blame"}
         return Scorecard(
             rows=[_row(row) for row in plain["rows"]],
-            subgroups=[_typed(each, Subgroups) for each in plain.get("subgroups", ())],
+            subgroups=[_typed({"few": [], **each}, Subgroups) for each in plain.get("subgroups", ())],
             blame=[_typed(each, Blame) for each in plain.get("blame", ())],
             **{name: plain[name] for name in names},
         )
@@ -281,7 +283,7 @@ def _cell(task: str, plain: Mapping[str, Any]) -> Cell:
 
 def _typed(plain: Mapping[str, Any], form: type[Typed]) -> Typed:
     """A TypedDict whose keys, and those of its own rows, are all there and no others."""
-    inner = {"groups": Group, "rows": Gap, "layers": LayerCost}
+    inner = {"groups": Group, "few": Group, "rows": Gap, "layers": LayerCost}
     for found, wanted in (
         (plain, form),
         *((row, inner[key]) for key in inner.keys() & plain.keys() for row in plain[key]),

@@ -23,6 +23,8 @@ def subgroups(
 ) -> list[Subgroups]:
     """Every task by every way to divide the faces that leaves two groups of MINIMUM labelled faces or more.
 
+    Smaller groups are named with their number of faces: a figure of theirs would say nothing.
+
     Args:
         models: On the same faces, in the order of the scorecard's rows.
         metrics: Task to its main metric.
@@ -33,22 +35,28 @@ def subgroups(
         scored = [made for made in models if metric in made.tasks.get(task, {})]
         labelled = known(TASKS[task], scored[0].labels[task])
         for by, names in scored[0].groups.items():
-            members = {name: labelled & (names == name) for name in set(names.tolist()) - {""}}
-            large = sorted((name for name, rows in members.items() if rows.sum() >= MINIMUM), key=_natural)
-            if len(large) >= 2:
-                kept = {name: members[name] for name in large}
+            named = sorted(set(names.tolist()) - {""}, key=_natural)
+            members = {name: labelled & (names == name) for name in named}
+            kept = {name: rows for name, rows in members.items() if rows.sum() >= MINIMUM}
+            few = {name: rows for name, rows in members.items() if 0 < rows.sum() < MINIMUM}
+            if len(kept) >= 2:
                 found.append(
                     Subgroups(
                         task=task,
                         by=by,
                         metric=metric,
-                        groups=[Group(name=name, n=int(rows.sum())) for name, rows in kept.items()],
+                        groups=_counted(kept),
                         rows=_gaps(task, metric, scored, kept, teacher=teacher),
                         minimum=MINIMUM,
+                        few=_counted(few),
                         left_out=int(labelled.sum() - sum(rows.sum() for rows in kept.values())),
                     )
                 )
     return found
+
+
+def _counted(members: Mapping[str, NDArray[np.bool_]]) -> list[Group]:
+    return [Group(name=name, n=int(rows.sum())) for name, rows in members.items()]
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -335,9 +335,15 @@ def extremes(each: Subgroups, gap: Gap) -> tuple[str, str]:
     return ordered[0][1], ordered[-1][1]
 
 
+def too_few(each: Subgroups) -> str:
+    """The groups that are too small to say anything, such as "too few: black (21)"; "" where there are none."""
+    return "too few: " + ", ".join(f"{group['name']} ({group['n']})" for group in each["few"]) if each["few"] else ""
+
+
 def _gaps(card: Scorecard) -> list[RenderableType]:
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     found = widest(card)
     if not found:
@@ -353,7 +359,8 @@ def _gaps(card: Scorecard) -> list[RenderableType]:
         table.add_row(
             each["task"], each["by"], shown(metric, gap["gap"]), ends, shown(metric, taught), *extremes(each, gap)
         )
-    return [table]
+    small = dict.fromkeys(f"by {each['by']}, {too_few(each)}" for each, _ in found if each["few"])
+    return [table, *(Text(words, "dim") for words in small)]
 
 
 def as_markdown(card: Scorecard) -> str:
@@ -461,6 +468,7 @@ def _markdown_gaps(card: Scorecard) -> list[str]:
             ends = (
                 "-" if gap["gap_interval"] is None else " to ".join(shown(metric, end) for end in gap["gap_interval"])
             )
-            cells = [each["task"], each["by"], f"`{gap['model']}`", gap["runtime"], ", ".join(values)]
+            groups = ", ".join(values) + (f"; {too_few(each)}" if each["few"] else "")
+            cells = [each["task"], each["by"], f"`{gap['model']}`", gap["runtime"], groups]
             rows.append([*cells, shown(metric, gap["gap"]), ends, _moved(metric, gap)])
     return [f"## Groups\n\n{words}\n\n{_rows(heads, rows, left=5)}"]

@@ -526,13 +526,19 @@ def subgroup(gap: float) -> dict[str, Any]:
     ]
     groups = [{"name": "dark", "n": 40}, {"name": "light", "n": 60}]
     asked = {"task": "pose", "by": "skin", "metric": "accuracy"}
-    return asked | {"groups": groups, "minimum": 30, "left_out": 0, "rows": rows}
+    return asked | {"groups": groups, "minimum": 30, "few": [{"name": "deep", "n": 12}], "left_out": 12, "rows": rows}
 
 
 def test_subgroups_show_gap_interval_and_change(card: Scorecard) -> None:
     made = page(name="x", cards=[replace(card, subgroups=[subgroup(0.07)])])
     text = Page(made.html).text
-    for said in ("pose by skin", "7.00 [3.50, 14.00]", "change +1.23 [-1.00, +3.00]", "30 labelled faces or more"):
+    for said in (
+        "pose by skin",
+        "7.00 [3.50, 14.00]",
+        "change +1.23 [-1.00, +3.00]",
+        "30 labelled faces or more",
+        "too few: deep (12)",
+    ):
         assert said in text
     (chart,) = (plot for plot in made.plots if plot.name.startswith("groups-"))
     dots = [

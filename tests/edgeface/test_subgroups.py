@@ -53,6 +53,7 @@ def test_values_gap_and_its_change_are_the_groups_own() -> None:
     teacher, file = made(wrong={"a": 10, "b": 10}, model="big"), made(wrong={"a": 10, "b": 30, "c": 20}, model="int8")
     gender = of(subgroups([teacher, file], metrics=METRICS, teacher=teacher), "gender")
     assert gender["groups"] == [{"name": "a", "n": 200}, {"name": "b", "n": 100}]
+    assert gender["few"] == [{"name": "c", "n": MINIMUM - 1}]
     assert (gender["minimum"], gender["left_out"]) == (MINIMUM, SIZES["c"] + SIZES[""])
     first, second = gender["rows"]
     assert first["values"] == pytest.approx([0.95, 0.90])
@@ -75,6 +76,14 @@ def test_more_errors_in_one_group_widen_the_gap_twin() -> None:
     assert narrow["gap"] == pytest.approx(0.0)
     assert wide["gap"] == pytest.approx(0.01)
     assert narrow["gap_interval"][0] >= 0.0
+
+
+def test_a_group_with_enough_faces_is_not_too_few_twin() -> None:
+    evaluation = made(wrong={})
+    enough = replace(evaluation, groups={"tone": np.where(TONE == "", "c", TONE)})
+    gender = of(subgroups([enough], metrics=METRICS, teacher=None), "gender")
+    assert [group["name"] for group in gender["groups"]] == ["a", "b", "c"]
+    assert (gender["few"], gender["left_out"]) == ([], 0)
 
 
 def test_of_errors_the_smallest_is_the_best() -> None:
@@ -116,9 +125,13 @@ def test_scorecard_holds_writes_and_prints_the_gaps() -> None:
     assert again.subgroups == card.subgroups
     assert [each["task"] for each, _ in widest(card)] == ["gender", "age"]
     text = as_markdown(card)
-    assert "a 100.00 (200), b 70.00 (100)" in text
+    assert f"a 100.00 (200), b 70.00 (100); too few: c ({MINIMUM - 1})" in text
     assert "| 30.00 |" in text
     assert "| **+25.00 (+1" in text
+    before = json.loads(json.dumps(card.as_json()))
+    for each in before["subgroups"]:
+        del each["few"]  # a scorecard from before small groups were named
+    assert [each["few"] for each in from_json(before, where="here").subgroups] == [[], []]
     spoilt = json.loads(json.dumps(card.as_json()))
     del spoilt["subgroups"][0]["rows"][0]["gap"]
     with pytest.raises(Exception, match="not a scorecard"):

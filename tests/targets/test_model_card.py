@@ -160,6 +160,9 @@ def test_card_tells_groups_and_the_change_from_the_teacher() -> None:
     text = model_card(manifest_of("onnx"), scorecard)
     assert "6.543 (+0.25 ±0.15)" in text
     assert "- landmarks5 (nme_percent) by skin: dark 7 (40), light 6 (50); gap 1, +0.5 on the teacher's" in text
+    assert "too few" not in text
+    scorecard["subgroups"][0]["few"] = [{"name": "deep", "n": 12}]
+    assert "on the teacher's; too few faces to tell: deep (12)" in model_card(manifest_of("onnx"), scorecard)
     assert "by group" not in model_card(manifest_of("onnx"), scorecard_of(nme=6.543))
 
 
