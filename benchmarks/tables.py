@@ -360,8 +360,8 @@ def _scored(recipe: Recipe, folder: Path) -> Record:
 
     checkpoint = load_checkpoint(folder.parent / "teacher" if folder.name == "forest" else folder)
     model, root = checkpoint.model, data_root()
-    # Rows under weighted or focal losses are held to the plain one, as their neighbours are.
-    forms = {task: form for task, form in recipe.loss.forms.items() if form not in IMBALANCE_LOSSES}
+    # Rows under weighted or focal losses, or label distributions, are held to the plain one, as their neighbours are.
+    forms = {task: form for task, form in recipe.loss.forms.items() if form not in (*IMBALANCE_LOSSES, "distribution")}
     plain = dataclasses.replace(recipe, loss=dataclasses.replace(recipe.loss, forms=forms))
     objective = objective_with(plain, model, teacher=None)
 

@@ -43,6 +43,7 @@ from benchmarks.tables import (
 from edgeface import config
 from edgeface.config import list_recipes, load_recipe
 from edgeface.errors import ConfigError, DataError, InterruptedRun
+from edgeface.specs import DISTILL_LOSSES
 
 RECIPE = """
 name = "{name}"
@@ -415,6 +416,35 @@ def test_every_row_is_a_packaged_recipe_and_every_recipe_of_a_group_is_a_row_or_
     pairs = {name for name in grouped if name.startswith("points68-")}  # of benchmarks.cascade
     assert grouped - rows - begun == pairs
     assert {"points5-drawn", "fairface-vgg16"} <= begun  # the twin: some are only started from
+
+
+def test_rows_of_the_losses_table_share_the_teacher_of_the_distillation_table() -> None:
+    def what_a_teacher_depends_on(name: str) -> tuple[object, ...]:
+        recipe = load_recipe(name)
+        return recipe.teacher, recipe.data, recipe.tasks, recipe.augment, recipe.loss, recipe.heads, recipe.threads
+
+    names = [row.recipe for row in load_tables()["losses"].rows]
+    taught = [name for name in names if load_recipe(name).distill.soft > 0.0]
+    assert len(taught) >= 9
+    assert all(what_a_teacher_depends_on(name) == what_a_teacher_depends_on("kd-teacher") for name in taught)
+    (alone,) = [name for name in names if load_recipe(name).loss.forms]  # the twin: trained without a teacher
+    assert what_a_teacher_depends_on(alone) != what_a_teacher_depends_on("kd-teacher")
+
+
+def test_every_loss_against_a_teacher_stands_in_the_guide_and_in_a_recipe() -> None:
+    text = (RESULTS.parents[2] / "docs" / "teachers.md").read_text(encoding="utf-8")
+    recipes = [load_recipe(recipe.name) for recipe in list_recipes()]
+    named = {loss for recipe in recipes for loss in recipe.distill.losses.values()}
+    by_kind = {"kl", "l2", "wing", "smooth_l1"}  # no recipe needs to name the loss of a kind
+    assert set(DISTILL_LOSSES) - named == by_kind
+    assert all(f"`{loss}`" in text for loss in DISTILL_LOSSES)
+    rows = [line for line in text.splitlines() if line.startswith("| `") and line.count("|") - line.count("\\|") == 6]
+    for line in rows:
+        recipe = line.rstrip(" |").rpartition("`")[0].rpartition("`")[2]
+        assert recipe in {one.name for one in recipes}, line
+    assert {loss for line in rows for loss in DISTILL_LOSSES if f"`{loss}`" in line.split("|")[1]} == set(
+        DISTILL_LOSSES
+    )
 
 
 def test_the_guide_names_every_table() -> None:

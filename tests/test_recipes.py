@@ -22,8 +22,8 @@ from edgeface.specs import IMAGENET, Recipe, StudentSpec, TrainSpec, TransferSpe
 pytestmark = pytest.mark.slow
 
 STAGES = ("teacher", "student", "qat")
-# Corpora that drawn faces cannot stand for, by labels that these lack or have without deriving them; with the batch that
-# fills an epoch of their tiny files.
+# Corpora that drawn faces cannot stand for, by labels that these lack or have without deriving them; with the batch
+# that fills an epoch of their tiny files.
 TINY = {"celeba": 16, "wflw": 8}
 
 
