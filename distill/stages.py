@@ -446,7 +446,12 @@ def save_stage(
             "key": key,
             "made_from": dict(made_from),
             **({"student": student} if student else {}),
-            "training": {"steps": trained.steps, "samples": trained.samples, "seconds": round(trained.seconds, 1)},
+            "training": {
+                "steps": trained.steps,
+                "samples": trained.samples,
+                "seconds": round(trained.seconds, 1),
+                "resumed_at": list(trained.resumed_at),
+            },
         },
         texts={"recipe.toml": dump_recipe(recipe), "curve.csv": trained.curve},
     )

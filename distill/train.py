@@ -95,6 +95,7 @@ class Trained:
         seconds: Time spent in training steps and data, over all sittings.
         samples: Samples seen, by all processes.
         processes: How many processes trained; more than one number where it went on with another.
+        resumed_at: Steps from which it went on after it had been stopped; empty when nothing stopped it.
     """
 
     weights: dict[str, Tensor]
@@ -104,6 +105,7 @@ class Trained:
     samples: int
     companions: dict[str, Tensor] = field(default_factory=dict)
     processes: tuple[int, ...] = (1,)
+    resumed_at: tuple[int, ...] = ()
 
 
 def learning_rate(step: int, *, steps: int, warmup: int, peak: float) -> float:
@@ -263,7 +265,8 @@ def _facts(told: Any) -> dict[str, Any]:
     def whole(value: object) -> bool:
         return type(value) is int and 0 <= value < 2**53
 
-    rows, processes = told.get("rows"), told.get("processes", [1])  # step checkpoints did not always say the latter
+    # Step checkpoints did not always say the last two.
+    rows, processes, resumed_at = told.get("rows"), told.get("processes", [1]), told.get("resumed_at", [])
     fine = {
         "key": isinstance(told.get("key"), str),
         "sha256": isinstance(told.get("sha256"), str),
@@ -272,11 +275,12 @@ def _facts(told: Any) -> dict[str, Any]:
         "seconds": type(told.get("seconds")) in (int, float) and 0 <= told["seconds"] < 2**53,
         "rows": isinstance(rows, list) and all(isinstance(row, dict) for row in rows),
         "processes": isinstance(processes, list) and all(map(whole, processes)),
+        "resumed_at": isinstance(resumed_at, list) and all(map(whole, resumed_at)),
     }
     wrong = [name for name, is_fine in fine.items() if not is_fine]
     if wrong:
         raise ValueError(f"no usable {', '.join(map(repr, wrong))}")
-    return {**told, "processes": processes}
+    return {**told, "processes": processes, "resumed_at": resumed_at}
 
 
 def _damaged(folder: Path, file: Path, found: str) -> ModelError:
@@ -383,12 +387,14 @@ def train(
     rows: list[dict[str, float | int | str]] = []
     done, seconds_before, samples = 0, 0.0, 0
     processes = {ranks.count()}
+    resumed_at: list[int] = []
 
     resumed = _load_partial(partial, key=key, steps=steps)
     if resumed is not None:
         tensors, facts = resumed
         done, seconds_before, samples, rows = facts["step"], facts["seconds"], facts["samples"], facts["rows"]
         processes |= set(facts["processes"])
+        resumed_at = [*facts["resumed_at"], done]
         try:
             _restore(
                 tensors,
@@ -428,6 +434,7 @@ def train(
                 "samples": samples,
                 "rows": rows,
                 "processes": sorted(processes),
+                "resumed_at": resumed_at,
             },
         )
 
@@ -532,6 +539,7 @@ def train(
         seconds=seconds_before + time.monotonic() - started,
         samples=samples,
         processes=tuple(sorted(processes)),
+        resumed_at=tuple(resumed_at),
     )
 
 

@@ -121,6 +121,7 @@ def _origin(folder: Path, manifest: Mapping[str, Any], *, bundle: bool) -> Origi
     facts = [
         ("Network", ", ".join(f"{key} {value}" for key, value in network.items() if value not in ("", 0, 0.0))),
         ("Made from", ", ".join(f"{kind} {digest}" for kind, digest in _parents(manifest).items())),
+        ("Training", _trained(manifest.get("training", {}))),
         ("Command", made.get("command", "")),
         ("Commit", made.get("commit", "")),
         ("Seed", made.get("seed", "")),
@@ -138,6 +139,15 @@ def _origin(folder: Path, manifest: Mapping[str, Any], *, bundle: bool) -> Origi
         facts=[(label, str(text)) for label, text in facts if text not in ("", None)],
         files=files,
     )
+
+
+def _trained(training: Mapping[str, Any]) -> str:
+    """How long a stage was trained, and where it went on after it had been stopped."""
+    if not training:
+        return ""
+    text = f"{training['steps']:,} steps, {training['samples']:,} samples, {training['seconds']:,.0f} s"
+    stops = ", ".join(f"{step:,}" for step in training.get("resumed_at", ()))
+    return f"{text}; stopped, and went on at step {stops}" if stops else text
 
 
 def _parents(manifest: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -108,6 +108,24 @@ def test_a_stopped_run_ends_with_the_same_bits_and_curve(tmp_path: Path, stop_at
     assert same(whole, resumed)
     assert whole.curve == resumed.curve
     assert whole.samples == resumed.samples
+    assert (whole.resumed_at, resumed.resumed_at) == ((), (stop_at + 1,))
+
+
+def test_each_stop_is_told_of_with_its_step(tmp_path: Path) -> None:
+    for stop_at in (3, 10):
+        with pytest.raises(InterruptedRun):
+            fit(tmp_path, stop_at=stop_at)
+    assert fit(tmp_path)[0].resumed_at == (4, 11)
+
+
+def test_a_step_checkpoint_from_before_stops_were_counted_is_gone_on_with(tmp_path: Path) -> None:
+    with pytest.raises(InterruptedRun):
+        fit(tmp_path, stop_at=4)
+    told = tmp_path / "stage.partial" / "state.json"
+    facts = json.loads(told.read_text())
+    del facts["resumed_at"]
+    told.write_text(json.dumps(facts))
+    assert fit(tmp_path)[0].resumed_at == (5,)
 
 
 def test_another_seed_ends_with_other_bits_twin(tmp_path: Path) -> None:
@@ -180,6 +198,7 @@ def renamed(weights: Path) -> bytes:
         ("state.json", {"rows": [1]}),
         ("state.json", {"seconds": "long"}),
         ("state.json", {"processes": 2}),
+        ("state.json", {"resumed_at": [-1]}),
     ],
     ids=lambda given: str(getattr(given, "__name__", given))[:20],
 )

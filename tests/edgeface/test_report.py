@@ -25,7 +25,7 @@ from edgeface.models.runner import TorchRunner
 from edgeface.provenance import provenance
 from edgeface.report.compare import scorecard
 from edgeface.report.entries import Entry, bundle_entries
-from edgeface.report.gather import measure_speed, place_of
+from edgeface.report.gather import measure_speed, origins, place_of
 from edgeface.report.html import MEANING, Examples, Speed, example_faces, page, wilson
 from edgeface.report.scorecard import FILE, STUDENT, TEACHER, Row, Scorecard
 from edgeface.specs import BudgetSpec, NetworkSpec, QatSpec, output_spec
@@ -587,3 +587,13 @@ def test_faces_of_a_corpus_are_refused_and_chosen_ones_shown(
 
 def test_the_same_data_give_the_same_page(card: Scorecard) -> None:
     assert page(name="x", cards=[card]).html == page(name="x", cards=[card]).html
+
+
+def test_provenance_says_where_a_stopped_training_went_on(tmp_path: Path) -> None:
+    for stage, resumed_at in (("teacher", [310, 4500]), ("student", [])):
+        training = {"steps": 7000, "samples": 448000, "seconds": 2423.6, "resumed_at": resumed_at}
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "manifest.json").write_text(json.dumps({"kind": stage, "training": training}))
+    stopped, whole = (dict(each.facts)["Training"] for each in origins(tmp_path, []))
+    assert stopped == "7,000 steps, 448,000 samples, 2,424 s; stopped, and went on at step 310, 4,500"
+    assert whole == "7,000 steps, 448,000 samples, 2,424 s"
