@@ -22,7 +22,7 @@ from .tiny import Tiny, weights
 
 pytestmark = pytest.mark.slow
 
-STEPS = 9  # of each stage of the tiny recipe
+STEPS = 36  # of the tiny recipe's int8 training
 
 
 def stopped(words: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -72,6 +72,8 @@ def test_ctrl_c_in_training_saves_the_step_and_names_the_command_that_goes_on(
     assert main(following) == 0
     assert tiny.same_weights(run)
     assert not (run / f"{stage}.partial").exists()
+    resumed_at = {each: read_json(run / each / "manifest.json")["training"]["resumed_at"] for each in (*before, stage)}
+    assert resumed_at == {**{each: [] for each in before}, stage: [4]}
 
 
 def test_ctrl_c_while_packing_leaves_nothing_and_names_the_command_that_goes_on(
