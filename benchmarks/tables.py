@@ -5,7 +5,8 @@
 A table is a file of benchmarks/tables: recipes that differ only in the keys it names, trained with several seeds. Stop
 the queue at any time and type the same command again: a training that has its row is skipped, by a digest of its recipe
 and its data, and one that was interrupted goes on at its last step checkpoint. `--dry` says what is left, `--render`
-writes the tables from the rows that are there.
+writes the tables from the rows that are there. A row whose recipe or data have changed since does not count, though its
+figures are kept; where the faces are not here, rows count as they did where they were last here.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import statistics
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -452,18 +453,28 @@ class Found:
     Attributes:
         good: Recipe and stage to seed to the record.
         refused: (recipe, stage, seed) to why it does not stand in the table.
-        missing: Trainings that have not run.
+        missing: Trainings that have not run, or not as recipe and data are now.
+        outdated: Those of `missing` that have a record of a former recipe or of former data.
     """
 
     good: dict[Key, dict[int, Record]]
     refused: dict[tuple[str, str, int], str]
     missing: tuple[Training, ...]
+    outdated: tuple[Training, ...] = ()
 
 
-def gather(table: Table, records: Sequence[Record]) -> Found:
-    """Which of some records make the table."""
+def gather(table: Table, records: Sequence[Record], *, former: Collection[str] = ()) -> Found:
+    """Which of some records make the table.
+
+    Args:
+        table: Whose rows.
+        records: Of any tables.
+        former: Digests that no training has any more; records of these do not count.
+    """
     named = {(row.recipe, row.stage or table.stage) for row in table.rows}
     own = [record for record in records if (record["recipe"], record["stage"]) in named]
+    past = {(record["recipe"], record["stage"], record["seed"]) for record in own if record["key"] in former}
+    own = [record for record in own if record["key"] not in former]
     by_training = {(record["recipe"], record["stage"], record["seed"]): record for record in own}
     lengths = [record["steps"] for record in own if "steps" in record]
     steps = statistics.mode(lengths) if lengths else None
@@ -483,7 +494,8 @@ def gather(table: Table, records: Sequence[Record]) -> Found:
                 good[row.recipe, stage][seed] = record
             else:
                 refused[row.recipe, stage, seed] = verdict
-    return Found(good=good, refused=refused, missing=tuple(missing))
+    outdated = tuple(one for one in missing if (one.recipe, one.stage, one.seed) in past)
+    return Found(good=good, refused=refused, missing=tuple(missing), outdated=outdated)
 
 
 def shown(column: str, value: float) -> float:
@@ -543,11 +555,11 @@ def judged(table: Table, found: Found) -> list[dict[str, Any]]:
     return lines
 
 
-def unexplained(tables: Mapping[str, Table], records: Sequence[Record]) -> list[str]:
+def unexplained(tables: Mapping[str, Table], records: Sequence[Record], *, former: Collection[str] = ()) -> list[str]:
     """Relations that did not hold in a table all of whose trainings have run, and that have no `reason` yet."""
     found = []
     for name, table in tables.items():
-        gathered = gather(table, records)
+        gathered = gather(table, records, former=former)
         if not gathered.missing:
             lines = judged(table, gathered)
             found += [
@@ -574,9 +586,9 @@ def heading(column: str) -> str:
     return f"{task}: {_NAMES.get(metric, metric.replace('_', ' ') + ', %')}"
 
 
-def markdown(name: str, table: Table, records: Sequence[Record]) -> str:
+def markdown(name: str, table: Table, records: Sequence[Record], *, former: Collection[str] = ()) -> str:
     """The table as it is committed."""
-    found = gather(table, records)
+    found = gather(table, records, former=former)
     good = [record for own in found.good.values() for record in own.values()]
     heads = ["recipe", *(["stage"] if any(row.stage for row in table.rows) else []), "seeds"]
     heads += [f"val {heading(table.columns[0])}", *map(heading, table.columns)]
@@ -600,6 +612,8 @@ def markdown(name: str, table: Table, records: Sequence[Record]) -> str:
     if found.missing:
         names = ", ".join(dict.fromkeys(f"`{one.recipe}`" for one in found.missing))
         state += f"; {len(found.missing)} are NOT_RUN ({names})"
+    if found.outdated:
+        state += f", {len(found.outdated)} of them since recipe or data changed: their former figures do not count"
     refused = [f"* `{recipe}`, {stage}, seed {seed}: {why}" for (recipe, stage, seed), why in found.refused.items()]
     published = published_table(judged(table, found))
     parts = [
@@ -642,13 +656,13 @@ def published_table(lines: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(rows)
 
 
-def index(tables: Mapping[str, Table], records: Sequence[Record]) -> str:
+def index(tables: Mapping[str, Table], records: Sequence[Record], *, former: Collection[str] = ()) -> str:
     """All tables on one page: how much of each is there, and which published relations held."""
     outcomes = ("held", "did not hold", "undecided", "REFUSED", "NOT_RUN")
     lines = [f"| table | trainings | {' | '.join(outcomes)} |", "|" + "---|" * (2 + len(outcomes))]
     sections = []
     for name, table in tables.items():
-        found = gather(table, records)
+        found = gather(table, records, former=former)
         verdicts = judged(table, found)
         good = sum(len(own) for own in found.good.values())
         counts = [sum(line["verdict"] == outcome for line in verdicts) for outcome in outcomes]
@@ -704,7 +718,7 @@ def _conditions(name: str, table: Table, good: Sequence[Record]) -> str:
     return text
 
 
-def draw_curves(name: str, table: Table, records: Sequence[Record], *, out: Path) -> None:
+def draw_curves(name: str, table: Table, records: Sequence[Record], *, out: Path, former: Collection[str] = ()) -> None:
     """The main column's validation curve of every row, mean over its seeds, as OUT/NAME.png.
 
     A dot is where a task was stopped, in each training; the first one's dots say which task.
@@ -714,7 +728,7 @@ def draw_curves(name: str, table: Table, records: Sequence[Record], *, out: Path
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    found = gather(table, records)
+    found = gather(table, records, former=former)
     column = table.columns[0]
     figure, axes = plt.subplots(figsize=(7.0, 4.2), constrained_layout=True)
     for (recipe, _), own in found.good.items():
@@ -757,45 +771,87 @@ def read_records(out: Path) -> list[Record]:
     return list(found.values())
 
 
-def write_tables(tables: Mapping[str, Table], records: Sequence[Record], *, out: Path) -> None:
-    """OUT/NAME.json and OUT/NAME.md of every table."""
+def read_former(out: Path) -> set[str]:
+    """Digests of the records of which a table says that recipe or data have changed since."""
+    return {
+        key for path in out.glob("*.json") for key in json.loads(path.read_text(encoding="utf-8")).get("former", [])
+    }
+
+
+def outdated(records: Sequence[Record], keys: Mapping[Training, str]) -> set[str]:
+    """Digests of the records whose training has another one now.
+
+    Args:
+        records: Of any tables.
+        keys: Training to its digest; trainings that are not in it are not judged.
+    """
+    of = [(record["key"], _training_of(record)) for record in records]
+    return {key for key, training in of if training in keys and keys[training] != key}
+
+
+def _training_of(record: Record) -> Training:
+    return Training(recipe=record["recipe"], stage=record["stage"], seed=record["seed"])
+
+
+def write_tables(
+    tables: Mapping[str, Table],
+    records: Sequence[Record],
+    *,
+    keys: Mapping[Training, str],
+    every: Mapping[str, Table],
+    out: Path,
+) -> None:
+    """OUT/NAME.json and OUT/NAME.md of some tables, and OUT/README.md.
+
+    Args:
+        tables: By name.
+        records: Of these tables and others.
+        keys: Training to its digest, as `outdated`; of a training that is not in it, because its faces are not here,
+            what the files said of its record stays.
+        every: All tables, which the last page lists.
+        out: Folder.
+    """
+    judged_now = {record["key"] for record in records if _training_of(record) in keys}
+    former = (read_former(out) - judged_now) | outdated(records, keys)
     for name, table in tables.items():
         wanted = set(trainings({name: table}))
-        own = [r for r in records if Training(recipe=r["recipe"], stage=r["stage"], seed=r["seed"]) in wanted]
+        own = [record for record in records if _training_of(record) in wanted]
         own.sort(key=lambda record: (record["recipe"], record["stage"], record["seed"]))
         kept = own if table.curves else [{k: v for k, v in record.items() if k != "curve"} for record in own]
-        found = gather(table, own)
+        found = gather(table, own, former=former)
         write_json(
             out / f"{name}.json",
             {
                 "schema": 1,
                 "table": name,
                 "rows": kept,
+                "former": sorted(former & {record["key"] for record in own}),
                 "relations": judged(table, found),
                 "not_run": [f"{one.recipe}, {one.stage}, seed {one.seed}" for one in found.missing],
                 "refused": [f"{', '.join(map(str, one))}: {why}" for one, why in found.refused.items()],
             },
         )
-        write_bytes(out / f"{name}.md", markdown(name, table, own).encode())
+        write_bytes(out / f"{name}.md", markdown(name, table, own, former=former).encode())
         if table.curves and any(found.good.values()):
-            draw_curves(name, table, own, out=out)
-    everything = load_tables()
-    write_bytes(out / "README.md", index(everything, read_records(out)).encode())
+            draw_curves(name, table, own, out=out, former=former)
+    write_bytes(out / "README.md", index(every, read_records(out), former=read_former(out)).encode())
 
 
-def left_over(
-    wanted: Sequence[Training], records: Sequence[Record], identities: Identities
-) -> Iterator[tuple[Training, str, str]]:
-    """Trainings without a record of the same digest, with that digest; or "" and why it cannot be had."""
-    keys = {record["key"] for record in records}
+def digests(wanted: Sequence[Training], identities: Identities) -> tuple[dict[Training, str], dict[Training, str]]:
+    """Each training's digest, and of those whose faces are not here why it cannot be had."""
+    keys, absent = {}, {}
     for training in wanted:
         try:
-            key = identities.key(training)
+            keys[training] = identities.key(training)
         except (DataError, UsageError, MissingToolError) as error:
-            yield training, "", str(error)
-            continue
-        if key not in keys:
-            yield training, key, ""
+            absent[training] = str(error)
+    return keys, absent
+
+
+def left_over(keys: Mapping[Training, str], records: Sequence[Record]) -> Iterator[tuple[Training, str]]:
+    """Trainings without a record of the same digest, with that digest."""
+    there = {record["key"] for record in records}
+    return ((training, key) for training, key in keys.items() if key not in there)
 
 
 @contextmanager
@@ -817,14 +873,20 @@ def only_queue(runs: Path) -> Iterator[None]:
 
 
 def work(
-    todo: Sequence[tuple[Training, str]], tables: Mapping[str, Table], records: list[Record], arguments: Any
+    todo: Sequence[tuple[Training, str]],
+    tables: Mapping[str, Table],
+    records: list[Record],
+    arguments: Any,
+    *,
+    keys: Mapping[Training, str],
+    every: Mapping[str, Table],
 ) -> None:
     """Train what is left and write the tables after each training."""
 
     def keep(record: Record) -> None:
         same = ("recipe", "stage", "seed")
         records[:] = [one for one in records if any(one[name] != record[name] for name in same)] + [record]
-        write_tables(tables, records, out=arguments.out)
+        write_tables(tables, records, keys=keys, every=every, out=arguments.out)
         main = {k: record.get(k) for k in ("recipe", "stage", "seed", "outcome", "reason", "cpu_s")}
         print(json.dumps(main), flush=True)
 
@@ -872,21 +934,25 @@ def main() -> int:
             raise UsageError(f"no table {unknown}", expected=f"among {', '.join(tables)}", where="TABLE")
         chosen = {name: tables[name] for name in arguments.tables or tables}
         records = read_records(arguments.out)
+        keys, absent = digests(trainings(chosen), Identities())
         if arguments.render:
-            write_tables(chosen, records, out=arguments.out)
-            for relation in unexplained(chosen, records):
+            write_tables(chosen, records, keys=keys, every=tables, out=arguments.out)
+            for relation in unexplained(chosen, records, former=read_former(arguments.out)):
                 print(f"did not hold, and has no reason yet: {relation}")
             return 0
-        todo = list(left_over(trainings(chosen), records, Identities()))
-        for training, key, why in todo:
-            if arguments.dry or not key:
-                print(f"{training.recipe}, {training.stage}, seed {training.seed}{'' if key else f': NOT_RUN, {why}'}")
+        todo = list(left_over(keys, records))
+        for training in trainings(chosen):
+            name = f"{training.recipe}, {training.stage}, seed {training.seed}"
+            if training in absent:
+                print(f"{name}: NOT_RUN, {absent[training]}")
+            elif arguments.dry and training in dict(todo):
+                print(name)
         times = [record["cpu_s"] for record in records if record.get("cpu_s")]
         guess = f", about {len(todo) * statistics.mean(times) / 3600:.1f} core-hours" if times else ""
         print(f"{len(todo)} trainings are left{guess}", flush=True)
         if not arguments.dry:
             with only_queue(arguments.runs):
-                work([(training, key) for training, key, _ in todo if key], chosen, records, arguments)
+                work(todo, chosen, records, arguments, keys=keys, every=tables)
     except InterruptedRun as stopped:
         print(stopped, file=sys.stderr)
         return 130

@@ -26,6 +26,7 @@ from benchmarks.tables import (
     Row,
     Table,
     Training,
+    digests,
     essence,
     gather,
     index,
@@ -33,12 +34,15 @@ from benchmarks.tables import (
     left_over,
     load_tables,
     markdown,
+    outdated,
+    read_former,
     read_records,
     starts,
     trainings,
     unexplained,
     verdict_of,
     worsening,
+    write_tables,
 )
 from edgeface import config
 from edgeface.config import list_recipes, load_recipe
@@ -223,6 +227,13 @@ def test_the_queue_trains_each_row_once_and_goes_on_where_it_was_stopped(
     write_recipe(written, "heavy", gender=0.9)
     assert queue(written, monkeypatch, "--dry") == 0
     assert "heavy, teacher, seed 0\nheavy, teacher, seed 1\n2 trainings are left" in capsys.readouterr().out
+    assert queue(written, monkeypatch, "--render") == 0
+    text = (written / "out" / "weights.md").read_text(encoding="utf-8")
+    assert (
+        "2 of 4 trainings stand in the table; 2 are NOT_RUN (`heavy`), 2 of them since recipe or data changed" in text
+    )
+    write_recipe(written, "heavy", gender=1.0)
+    assert queue(written, monkeypatch, "--render") == 0
     text = (written / "out" / "weights.md").read_text(encoding="utf-8")
     assert "4 of 4 trainings stand in the table." in text
     assert "![Validation curves](weights.png)" in text
@@ -297,8 +308,11 @@ def test_sources_that_are_not_here_leave_the_row_not_run(written: Path) -> None:
     (written / "recipes" / "light.toml").write_text(
         text.replace("synthetic:8@val", f"folder:{written}/nowhere@val"), encoding="utf-8"
     )
-    ((training, key, why),) = left_over([Training(recipe="light", stage="teacher", seed=0)], [], Identities())
-    assert (training.recipe, key) == ("light", "")
+    wanted = [Training(recipe=name, stage="teacher", seed=0) for name in ("light", "heavy")]
+    keys, absent = digests(wanted, Identities())
+    assert [training.recipe for training, _ in left_over(keys, [])] == ["heavy"]
+    ((training, why),) = absent.items()
+    assert training.recipe == "light"
     assert "nowhere" in why
 
 
@@ -329,6 +343,42 @@ def test_missing_rows_are_told_and_stand_in_no_mean() -> None:
     assert "| `a` | 2 | 5.50 ± 0.71 | 5.50 ± 0.71 | 90.00 ± 0.00 | 1,000 | 10 |" in text
     assert "| `b` | 0 | – | – | – | – | – |" in text
     assert "2 of 4 trainings stand in the table; 2 are NOT_RUN (`b`)." in text
+
+
+def test_rows_of_a_former_recipe_or_of_former_data_are_not_run() -> None:
+    relation = Relation(says="b helps", source="s", better="b", than="a", column="landmarks5.nme_percent")
+    one = table(relations=(relation,))
+    records = [record("a"), record("a", seed=1), record("b", nme=4.0), record("b", seed=1, nme=4.0)]
+    former = outdated(records, {Training(recipe="b", stage="teacher", seed=1): "another key"})
+    assert former == {"b-1"}
+    found = gather(one, records, former=former)
+    assert found.missing == found.outdated == (Training(recipe="b", stage="teacher", seed=1),)
+    assert set(found.good["b", "teacher"]) == {0}
+    assert judged(one, found)[0]["verdict"] == "NOT_RUN"
+    text = markdown("t", one, records, former=former)
+    assert "3 of 4 trainings stand in the table; 1 are NOT_RUN (`b`), 1 of them since recipe or data changed" in text
+    assert "| [t](t.md) | 3 of 4 |" in index({"t": one}, records, former=former)
+    # the twin: under the key they have they count, and one whose faces are not here is not judged
+    same = outdated(records, {Training(recipe="b", stage="teacher", seed=1): "b-1"})
+    assert same == set()
+    assert judged(one, gather(one, records, former=same))[0]["verdict"] == "held"
+
+
+def test_what_a_table_says_of_former_rows_stays_until_it_can_be_told_anew(written: Path) -> None:
+    one = {"weights": table("light", "heavy")}
+    records = [record("light"), record("heavy")]
+    light, heavy = (Training(recipe=name, stage="teacher", seed=0) for name in ("light", "heavy"))
+
+    def told(keys: dict[Training, str]) -> set[str]:
+        write_tables(one, records, keys=keys, every=one, out=written / "out")
+        assert [row["recipe"] for row in read_records(written / "out")] == ["heavy", "light"], "its figures are kept"
+        return read_former(written / "out")
+
+    assert told({}) == set()
+    assert told({light: "new", heavy: "heavy-0"}) == {"light-0"}
+    assert told({heavy: "new"}) == {"light-0", "heavy-0"}
+    assert told({}) == {"light-0", "heavy-0"}
+    assert told({light: "light-0", heavy: "new"}) == {"heavy-0"}
 
 
 @pytest.mark.parametrize(
@@ -378,7 +428,7 @@ def test_a_finished_table_asks_why_a_relation_did_not_hold() -> None:
 
 
 def test_every_finished_table_says_why_a_relation_did_not_hold() -> None:
-    assert unexplained(load_tables(), read_records(RESULTS)) == []
+    assert unexplained(load_tables(), read_records(RESULTS), former=read_former(RESULTS)) == []
 
 
 def test_a_relation_without_a_source_is_refused(written: Path) -> None:
@@ -404,8 +454,8 @@ def test_all_columns_are_held_against_the_same_seed() -> None:
 
 
 def test_the_committed_page_of_all_tables_is_that_of_their_figures() -> None:
-    records = read_records(RESULTS)
-    assert index(load_tables(), records) == (RESULTS / "README.md").read_text(encoding="utf-8")
+    records, former = read_records(RESULTS), read_former(RESULTS)
+    assert index(load_tables(), records, former=former) == (RESULTS / "README.md").read_text(encoding="utf-8")
 
 
 def test_every_row_is_a_packaged_recipe_and_every_recipe_of_a_group_is_a_row_or_what_one_starts_from() -> None:
@@ -458,17 +508,19 @@ def test_a_committed_table_is_that_of_its_figures(path: Path) -> None:
     found = json.loads(path.read_text(encoding="utf-8"))
     definition = load_tables()[path.stem]
     text = path.with_suffix(".md").read_text(encoding="utf-8")
-    assert markdown(path.stem, definition, found["rows"]) == text
+    former = found.get("former", [])  # of a table that was written before there were any
+    assert markdown(path.stem, definition, found["rows"], former=former) == text
     own = {row.recipe for row in definition.rows}  # beside them are kept the networks that rows start from
     task, _, metric = definition.columns[0].partition(".")
     changed = 0
     for row in found["rows"]:
-        if row["recipe"] in own and verdict_of(row, definition) == "MEASURED":
+        if row["recipe"] in own and row["key"] not in former and verdict_of(row, definition) == "MEASURED":
             for scores in row["test"].values():
                 if metric in scores.get(task, {}):
                     scores[task][metric] += 1.0
                     changed += 1
-    assert not changed or markdown(path.stem, definition, found["rows"]) != text, "twin: another figure is noticed"
+    other = markdown(path.stem, definition, found["rows"], former=former)
+    assert not changed or other != text, "twin: another figure is noticed"
 
 
 def work_with(
@@ -479,7 +531,7 @@ def work_with(
     monkeypatch.setattr(tables, "train", fake)
     records: list[dict[str, Any]] = []
     arguments = argparse.Namespace(jobs=2, runs=tmp_path / "runs", out=tmp_path / "out")
-    tables.work([(one, "key") for one in todo], {}, records, arguments)
+    tables.work([(one, "key") for one in todo], {}, records, arguments, keys={}, every={})
     return records
 
 
