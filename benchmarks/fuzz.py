@@ -1545,7 +1545,8 @@ def _database() -> Reader:
         return {**pictures, "aflw.sqlite": content}
 
     def read(folder: Path) -> object:
-        split = ("train", "fit", "dev", "test")[(folder / "aflw.sqlite").read_bytes()[-1] % 4]
+        content = (folder / "aflw.sqlite").read_bytes() or b"\0"
+        split = ("train", "fit", "dev", "test")[content[-1] % 4]
         corpus = aflw.read(folder, source=f"aflw@{split}", split=split)
         return [corpus.load(index).shape for index in range(len(corpus))]
 
