@@ -1,0 +1,224 @@
+"""What a sweep found, for benchmarks/results: every file as CSV, the chart, and the Pareto front as a table.
+
+    python -m benchmarks.pareto SWEEP_FOLDER [--cost latency_ms] [--out STEM]
+
+Reads a finished sweep (edgeface sweep RECIPE), trains, scores and times nothing: trials.csv has the figures, times.json
+says how times were taken, teacher.json has the teacher's figures, and the trials' manifests say how long each student
+was trained and where it was stopped on the way. Writes STEM.csv, STEM.png and STEM.md; STEM is
+benchmarks/results/pareto-NAME. They hold figures only: no pictures, no weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeface.errors import DataError, EdgefaceError
+from edgeface.files import read_json, write_bytes
+from edgeface.metrics import main_metric
+from edgeface.report.pareto import (
+    COST_HEADS,
+    COST_TITLES,
+    DONE,
+    Candidate,
+    csv_text,
+    pareto_chart,
+    shown_cost,
+    with_fronts,
+)
+from edgeface.report.table import shown, title
+from edgeface.sweep.whole import CSV
+from edgeface.tasks import TASKS
+
+RESULTS = Path(__file__).parent / "results"
+STUDENTS = 8  # that a plot is to hold at least
+STAGES = ("student", "qat")
+_OWN = ("student", "width", "input_px", "precision", "state", "front", *COST_TITLES, "seconds", "file", "reason")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A sweep as its folder tells of it.
+
+    Attributes:
+        candidates: Every file, marked where it stands on a front.
+        tasks: Objective tasks to their main metrics.
+        cost: What they are weighed against.
+        teacher: Task to the teacher's metrics; empty where they are not known.
+        conditions: Where and how times were taken.
+        trainings: Name of a student to stage to its manifest's `training`.
+    """
+
+    candidates: Sequence[Candidate]
+    tasks: Mapping[str, str]
+    cost: str
+    teacher: Mapping[str, Mapping[str, float]]
+    conditions: str
+    trainings: Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+
+def read(folder: Path, *, cost: str = "latency_ms") -> Found:
+    """The sweep of a folder.
+
+    Raises:
+        DataError: It has no trials.csv, or one that cannot be read.
+    """
+    place = folder / CSV
+    try:
+        with place.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        plain = [_candidate(row) for row in rows]
+        objectives = [name.removeprefix("front.") for name in rows[0] if name.startswith("front.")]
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise DataError(
+            f"no table of a sweep ({type(error).__name__}: {error})",
+            expected=f"{CSV} as edgeface sweep writes it",
+            where=str(place),
+            do="Run the sweep, or name its folder",
+        ) from None
+    scored = {task: next((each.metrics[task] for each in plain if task in each.metrics), None) for task in objectives}
+    tasks = {task: main_metric(TASKS[task], dict(scores)) for task, scores in scored.items() if scores}
+    told, teacher = _kept(folder / "times.json"), _kept(folder / "teacher.json")
+    return Found(
+        candidates=with_fronts(plain, tasks=tasks, cost=cost),
+        tasks=tasks,
+        cost=cost,
+        teacher=teacher.get("tasks", {}),
+        conditions=told.get("conditions", "Each file was timed when it was built, beside what else its machine did."),
+        trainings={each.name: _trainings(folder / each.file) for each in plain if each.state == DONE},
+    )
+
+
+def _candidate(row: Mapping[str, str]) -> Candidate:
+    metrics: dict[str, dict[str, float]] = {}
+    for column, text in row.items():
+        task, dot, metric = column.partition(".")
+        if dot and column not in _OWN and task != "front" and text:
+            metrics.setdefault(task, {})[metric] = float(text)
+    return Candidate(
+        student=row["student"],
+        width=float(row["width"]),
+        input_px=int(row["input_px"]),
+        precision=row["precision"],
+        state=row["state"],
+        reason=row["reason"],
+        file=row["file"],
+        metrics=metrics,
+        costs={name: float(row[name]) if row[name] else None for name in COST_TITLES},
+        seconds=float(row["seconds"]),
+    )
+
+
+def _kept(place: Path) -> dict[str, Any]:
+    return dict(read_json(place)) if place.is_file() else {}
+
+
+def _trainings(file: Path) -> dict[str, Mapping[str, Any]]:
+    """Stage to what its manifest says of its training; the trial is the folder above the bundle's."""
+    run = next((folder for folder in file.parents if (folder / "student" / "manifest.json").is_file()), None)
+    stages = {stage: run / stage / "manifest.json" for stage in STAGES} if run else {}
+    return {stage: read_json(place)["training"] for stage, place in stages.items() if place.is_file()}
+
+
+def markdown(found: Found, *, name: str) -> str:
+    """The page: chart, files by cost, and what was refused."""
+    done = sorted((each for each in found.candidates if each.state == DONE), key=lambda one: _or_inf(one, found.cost))
+    students = {each.name for each in done}
+    enough = "" if len(students) >= STUDENTS else f" At least {STUDENTS} are asked for: this is not the whole plot."
+    front = {task: [f"`{each.name}` {each.precision}" for each in done if each.front[task]] for task in found.tasks}
+    heads = ["file", "precision", *(f"{task}: {title(metric)}" for task, metric in found.tasks.items())]
+    lines = [
+        f"# Accuracy against {COST_TITLES[found.cost]}: {name}",
+        "",
+        f"`python -m benchmarks.pareto` over the sweep `{name}`: {len(done)} files of {len(students)} students, scored "
+        f"on the validation faces.{enough} {found.conditions} Bold: on the Pareto front of that task, where no other "
+        "file is at least as good and as cheap, and better in one of the two. ● on the front of all tasks and the cost "
+        "together. The front takes differences of a face or two at their word. The best of many looks better on the "
+        "faces that chose it than it is.",
+        "",
+        f"![accuracy against cost](pareto-{name}.png)",
+        "",
+        *(f"* Front of {task}, from the cheapest: {', '.join(names) or 'nothing'}." for task, names in front.items()),
+        "",
+        "| " + " | ".join(["", *heads, *COST_HEADS.values()]) + " |",
+        "|" + "---|" * (len(heads) + len(COST_HEADS) + 1),
+    ]
+    if found.teacher:
+        told = [shown(metric, found.teacher.get(task, {}).get(metric)) for task, metric in found.tasks.items()]
+        lines.append("| " + " | ".join(["", "teacher", "", *told, *[""] * len(COST_HEADS)]) + " |")
+    for each in done:
+        cells = [_marked(each, task, metric) for task, metric in found.tasks.items()]
+        costs = [shown_cost(key, each.costs.get(key)) for key in COST_HEADS]
+        mark = "●" if each.on_front else ""
+        lines.append("| " + " | ".join([mark, f"`{each.name}`", each.precision, *cells, *costs]) + " |")
+    lines += ["", *(f"* {each.state} `{each.name}`: {each.reason}" for each in found.candidates if each.state != DONE)]
+    return "\n".join([*lines, *_trained(found)]).replace("\n\n\n", "\n\n").rstrip("\n") + "\n"
+
+
+def _marked(candidate: Candidate, task: str, metric: str) -> str:
+    text = shown(metric, candidate.metrics.get(task, {}).get(metric))
+    return f"**{text}**" if candidate.front[task] else text
+
+
+def _trained(found: Found) -> list[str]:
+    rows = [(name, stage, training) for name, stages in found.trainings.items() for stage, training in stages.items()]
+    if not rows:
+        return []
+    lines = ["", "| training | stage | steps | hours | stopped, and went on at step |", "|---|---|---|---|---|"]
+    for name, stage, training in rows:
+        stops = training.get("resumed_at")
+        words = "not recorded" if stops is None else ", ".join(f"{step:,}" for step in stops) or "never"
+        hours = training["seconds"] / 3600
+        lines.append(f"| `{name}` | {stage} | {training['steps']:,} | {hours:.2f} | {words} |")
+    return lines
+
+
+def _or_inf(candidate: Candidate, cost: str) -> float:
+    value = candidate.costs.get(cost)
+    return float("inf") if value is None else float(value)
+
+
+def publish(found: Found, stem: Path) -> list[Path]:
+    """Write the table of values, the chart and the page; their places.
+
+    Args:
+        found: A sweep.
+        stem: Path of the files without suffix, ending in pareto-NAME.
+    """
+    name = stem.name.removeprefix("pareto-")
+    contents = {
+        ".csv": csv_text(found.candidates, tasks=found.tasks).encode(),
+        ".md": markdown(found, name=name).encode(),
+    }
+    chart = pareto_chart(found.candidates, tasks=found.tasks, cost=found.cost, teacher=found.teacher or None)
+    if chart is not None:
+        contents[".png"] = chart.png()
+    places = {stem.with_name(stem.name + suffix): content for suffix, content in contents.items()}
+    for place, content in places.items():
+        write_bytes(place, content)
+    return list(places)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweep", type=Path, metavar="SWEEP_FOLDER")
+    parser.add_argument("--cost", choices=tuple(COST_TITLES), default="latency_ms")
+    parser.add_argument("--out", type=Path, metavar="STEM", help="default: benchmarks/results/pareto-NAME")
+    arguments = parser.parse_args()
+    stem = arguments.out or RESULTS / f"pareto-{arguments.sweep.resolve().name}"
+    try:
+        found = read(arguments.sweep, cost=arguments.cost)
+        for place in publish(found, stem):
+            print(place)
+    except EdgefaceError as error:
+        print(error)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
