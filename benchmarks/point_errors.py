@@ -4,9 +4,10 @@
         smile=runs/tables/landmarks-smile-0/teacher [--data mtfl@test] [--out benchmarks/results/point_errors.json]
 
 Zhang et al. (ECCV 2014, figures 5 and 7) show which points gain from an auxiliary task, and cumulative error curves.
-Several networks of one name are seeds of one row: their figures are averaged. Differences are against the first row, on
-the same faces; the interval is a paired bootstrap over faces of the error averaged over the seeds, and says nothing of
-what other seeds would give.
+Several networks of one name are seeds of one row, in the same order in each row: their figures are averaged.
+Differences are against the first row, on the same faces; the interval is a paired bootstrap over faces of the error
+averaged over the seeds, and says nothing of what other seeds would give: for that `by_seed` has the differences of
+each.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from benchmarks.correlation import POINTS
 from distill.stages import load_network
 from edgeface.checkpoint import load_checkpoint
 from edgeface.data.sources import data_root
+from edgeface.errors import UsageError
 from edgeface.evaluate import answer, decode, evaluation_pack
 from edgeface.files import write_bytes, write_json
 from edgeface.metrics import FAILURE_PERCENT, cumulative_curve, known, percentiles, point_errors
@@ -49,8 +51,18 @@ def errors_of(folder: Path, source: str) -> Floats:
 
 
 def table(errors: Mapping[str, Sequence[Floats]], *, seed: int = 0) -> list[dict[str, Any]]:
-    """A row for each name, from the (N, K) errors of its seeds."""
-    first = np.mean(next(iter(errors.values())), axis=0)
+    """A row for each name, from the (N, K) errors of its seeds.
+
+    Raises:
+        UsageError: A row has another number of seeds than the first.
+    """
+    firsts = next(iter(errors.values()))
+    counts = {name: len(seeds) for name, seeds in errors.items()}
+    if len(set(counts.values())) > 1:
+        raise UsageError(
+            f"seeds {counts}", expected="as many of each row", where="NAME=CHECKPOINT", do="Add the others"
+        )
+    first = np.mean(firsts, axis=0)
     draws = np.random.default_rng(seed).integers(0, len(first), (RESAMPLES, len(first)))
     rows = []
     for name, seeds in errors.items():
@@ -71,10 +83,42 @@ def table(errors: Mapping[str, Sequence[Floats]], *, seed: int = 0) -> list[dict
                         (*POINTS, "all"), (*gap.T, gap.mean(axis=1)), ends, strict=True
                     )
                 },
+                "by_seed": {
+                    point: [
+                        float((mine - its).mean(axis=0)[places].mean()) for mine, its in zip(seeds, firsts, strict=True)
+                    ]
+                    for point, places in (*((point, [at]) for at, point in enumerate(POINTS)), ("all", slice(None)))
+                },
                 "curve": np.mean([cumulative_curve(one, np.array(CURVE_PERCENT)) for one in faces], axis=0).tolist(),
             }
         )
     return rows
+
+
+# What an attribute is said to help: Zhang et al., ECCV 2014, section 4.2 and figure 5.
+HELPED = {"smile": ("nose", "left mouth", "right mouth"), "pose": POINTS}
+
+
+def published(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Whether the points that an attribute is said to help had a smaller error beside it, seed by seed."""
+    rows = {row["row"]: row for row in result["rows"]}
+    return [
+        {
+            "says": f"{name} helps the {point}",
+            "source": "Zhang et al., ECCV 2014, figure 5",
+            "gains": [-difference for difference in _by_seed(rows[name], point)],
+            "reason": "",
+        }
+        for name in HELPED
+        if name in rows
+        for point in HELPED[name]
+    ]
+
+
+def _by_seed(row: Mapping[str, Any], point: str) -> list[float]:
+    """Differences of each seed; of a page with one seed, which has no list of them, the mean is that of the seed."""
+    found: list[float] = row["by_seed"][point] if "by_seed" in row else [row["against_first"][point]["difference"]]
+    return found
 
 
 def picture(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

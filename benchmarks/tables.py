@@ -26,6 +26,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -544,15 +545,44 @@ def judged(table: Table, found: Found) -> list[dict[str, Any]]:
         better, than = (found.good.get(row, {}) for row in rows)
         gains = _gains(table, relation.column, better, than)
         missing = {(one.recipe, one.stage) for one in found.missing}
-        verdict = "undecided"
-        if len(gains) < 2:
-            verdict = "NOT_RUN" if missing & set(rows) else "REFUSED"
-        elif all(gain > -relation.within for gain in gains):
-            verdict = "held"
-        elif all(gain < -relation.within for gain in gains):
-            verdict = "did not hold"
+        verdict = verdict_over(gains, within=relation.within)
+        if verdict == "NOT_RUN" and not missing & set(rows):
+            verdict = "REFUSED"
         lines.append({**to_plain(relation), "gains": gains, "seeds": len(table.seeds), "verdict": verdict})
     return lines
+
+
+def verdict_over(gains: Sequence[float], *, within: float = 0.0) -> str:
+    """Whether a relation held, from by how much it did with each seed; it may fall short by `within`."""
+    if len(gains) < 2:
+        return "NOT_RUN"
+    if all(gain > -within for gain in gains):
+        return "held"
+    return "did not hold" if all(gain < -within for gain in gains) else "undecided"
+
+
+# Pages beside the tables, in benchmarks/results: their modules say in `published` what was published of them.
+BESIDE = ("cascade", "point_errors", "correlation")
+
+
+def beside(results: Path) -> list[str]:
+    """A section of the page of all tables for each single measurement that is there, from its figures."""
+    sections = []
+    for name in BESIDE:
+        path = results / f"{name}.json"
+        if not path.is_file():
+            continue
+        lines = import_module(f"benchmarks.{name}").published(json.loads(path.read_text(encoding="utf-8")))
+        lines = [line | {"verdict": verdict_over(line["gains"]), "seeds": len(Table.seeds)} for line in lines]
+        title = path.with_suffix(".md").read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        sections.append(f"## [{title}](../{name}.md)\n\n{published_table(lines)}")
+    weights = results / "task_weights.json"
+    if weights.is_file():
+        from benchmarks.task_weights import ends
+
+        told = ends(json.loads(weights.read_text(encoding="utf-8")))
+        sections.append(f"## [How learned weights of tasks move](../task_weights.md)\n\n{told}")
+    return sections
 
 
 def unexplained(tables: Mapping[str, Table], records: Sequence[Record], *, former: Collection[str] = ()) -> list[str]:
@@ -656,8 +686,21 @@ def published_table(lines: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(rows)
 
 
-def index(tables: Mapping[str, Table], records: Sequence[Record], *, former: Collection[str] = ()) -> str:
-    """All tables on one page: how much of each is there, and which published relations held."""
+def index(
+    tables: Mapping[str, Table],
+    records: Sequence[Record],
+    *,
+    former: Collection[str] = (),
+    others: Sequence[str] = (),
+) -> str:
+    """All tables on one page: how much of each is there, and which published relations held.
+
+    Args:
+        tables: By name.
+        records: Of all of them.
+        former: As of `gather`.
+        others: Sections of what was measured beside the tables, as `beside` gives them.
+    """
     outcomes = ("held", "did not hold", "undecided", "REFUSED", "NOT_RUN")
     lines = [f"| table | trainings | {' | '.join(outcomes)} |", "|" + "---|" * (2 + len(outcomes))]
     sections = []
@@ -676,9 +719,11 @@ def index(tables: Mapping[str, Table], records: Sequence[Record], *, former: Col
         "with every seed, did not hold when the opposite came out with every seed, and is undecided in between; it is "
         "NOT_RUN before two seeds of both rows are there, and REFUSED where they are there and did not converge. "
         "Differences are of the same seed, in the unit of the table's "
-        "column (of all columns at once: percent of the errors), above 0 where the published row is the better one.",
+        "column (of all columns at once: percent of the errors), above 0 where the published row is the better one. What was measured beside the tables stands below "
+        "them, under the same rule (of a network whose seeds are not all there: NOT_RUN).",
         "\n".join(lines),
         *sections,
+        *others,
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -834,7 +879,8 @@ def write_tables(
         write_bytes(out / f"{name}.md", markdown(name, table, own, former=former).encode())
         if table.curves and any(found.good.values()):
             draw_curves(name, table, own, out=out, former=former)
-    write_bytes(out / "README.md", index(every, read_records(out), former=read_former(out)).encode())
+    page = index(every, read_records(out), former=read_former(out), others=beside(out.parent))
+    write_bytes(out / "README.md", page.encode())
 
 
 def digests(wanted: Sequence[Training], identities: Identities) -> tuple[dict[Training, str], dict[Training, str]]:

@@ -9,7 +9,8 @@ recipe, where all of these balancers begin. A training is validated ten times, a
     edgeface distill balancer-learned --until teacher --set teacher.stopping.mode=all \\
         --set teacher.stopping.threshold=1e9 --set teacher.stopping.validations=100
 
-which never stops a task: its weights are those of the training without it.
+which never stops a task: its weights are those of the training without it. Several trainings of one name are its seeds:
+one panel of the picture, and a table each.
 """
 
 from __future__ import annotations
@@ -69,24 +70,48 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
 
 
 def picture(trainings: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """A panel for each training: weight, on a logarithmic scale, by step."""
+    """A panel for each name, a line for each task and seed: weight, on a logarithmic scale, by step."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    size = (5.5 * len(trainings), 3.8)
-    figure, panels = plt.subplots(1, len(trainings), figsize=size, squeeze=False, constrained_layout=True)
-    for axes, training in zip(panels[0], trainings, strict=True):
-        for task in training["tasks"]:
-            axes.plot(*zip(*training["weights"][task], strict=True), label=task)
+    names = list(dict.fromkeys(training["name"] for training in trainings))
+    size = (5.5 * len(names), 3.8)
+    figure, panels = plt.subplots(1, len(names), figsize=size, squeeze=False, constrained_layout=True)
+    for axes, name in zip(panels[0], names, strict=True):
+        seeds = [training for training in trainings if training["name"] == name]
+        for place, training in enumerate(seeds):
+            for colour, task in enumerate(training["tasks"]):
+                steps, weights = zip(*training["weights"][task], strict=True)
+                axes.plot(steps, weights, color=f"C{colour}", label="" if place else task)
         axes.set_yscale("log")
         axes.set_xlabel("step")
         axes.set_ylabel("weight of the task")
-        axes.set_title(training["name"])
+        axes.set_title(name if len(seeds) == 1 else f"{name}, {len(seeds)} seeds")
         axes.legend(frameon=False)
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
+
+
+def ends(result: Mapping[str, Any]) -> str:
+    """In a sentence for each training, how many weights ended at the floor, and from when on."""
+    told = []
+    for training in result["trainings"]:
+        others = {task: training["weights"][task] for task in training["tasks"][1:]}
+        down = [task for task, path in others.items() if path[-1][1] <= training["floor"]]
+        since = [step for step, _ in training["weights"][training["tasks"][0]]]
+        while down and len(since) > 1 and all(_at(others[task], since[-2]) <= training["floor"] for task in down):
+            since.pop()
+        told.append(
+            f"{training['name']}, seed {training['seed']}: {len(down)} of {len(others)} auxiliary weights end at the "
+            f"floor of {training['floor']:g}" + (f" and are there from step {since[-1]:,} on." if down else ".")
+        )
+    return " ".join(told)
+
+
+def _at(path: Sequence[Sequence[float]], step: int) -> float:
+    return next(weight for at, weight in path if at == step)
 
 
 def markdown(result: Mapping[str, Any]) -> str:

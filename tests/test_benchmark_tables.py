@@ -26,6 +26,7 @@ from benchmarks.tables import (
     Row,
     Table,
     Training,
+    beside,
     digests,
     essence,
     gather,
@@ -455,7 +456,24 @@ def test_all_columns_are_held_against_the_same_seed() -> None:
 
 def test_the_committed_page_of_all_tables_is_that_of_their_figures() -> None:
     records, former = read_records(RESULTS), read_former(RESULTS)
-    assert index(load_tables(), records, former=former) == (RESULTS / "README.md").read_text(encoding="utf-8")
+    text = (RESULTS / "README.md").read_text(encoding="utf-8")
+    others = beside(RESULTS.parent)
+    assert index(load_tables(), records, former=former, others=others) == text
+    assert len(others) == 4
+    assert index(load_tables(), records, former=former, others=others[1:]) != text  # the twin
+
+
+def test_what_is_measured_beside_the_tables_is_judged_by_the_same_rule(tmp_path: Path) -> None:
+    rows = {"mean shape": [20.0], "cascade from it": [7.0], "a": [6.0], "cascade for a": [5.0, 6.0]}
+    part = {"task": "landmarks5", "networks": {"a": ["", ""]}}
+    part["rows"] = [{"row": name, "nme_percent": each[0], "each": each} for name, each in rows.items()]
+    (tmp_path / "cascade.md").write_text("# A cascade\n", encoding="utf-8")
+    for seeds, verdict in (([5.0, 6.0], "| 1.50 ± 0.71 | held |"), ([5.0], "| 2.00 | NOT_RUN: 1 of 3 seeds |")):
+        part["rows"][-1]["each"] = seeds
+        (tmp_path / "cascade.json").write_text(json.dumps({"tables": [part]}), encoding="utf-8")
+        (section,) = beside(tmp_path)
+        assert section.startswith("## [A cascade](../cascade.md)")
+        assert verdict in section
 
 
 def test_every_row_is_a_packaged_recipe_and_every_recipe_of_a_group_is_a_row_or_what_one_starts_from() -> None:

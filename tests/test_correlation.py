@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.correlation import by_point, correlations, picture, weight_rows
+from benchmarks.correlation import POINTS, by_point, correlations, mean_of, picture, published, weight_rows
 from edgeface.models.network import MultiTaskNetwork, build_network, model_spec
 from edgeface.specs import NetworkSpec, output_spec
 
@@ -61,6 +61,18 @@ def test_heads_that_share_weights_are_found_and_others_are_not(network: MultiTas
     assert found["smile"]["left mouth"] > 0.5
     assert max(value for point, value in found["smile"].items() if point != "left mouth") < 0.3
     assert correlations(rows)[list(rows).index("smile"), 7] == pytest.approx(-1.0)
+
+
+def test_seeds_are_averaged_and_each_says_by_itself_what_smile_reads() -> None:
+    def of(eyes: float, mouth: float) -> dict[str, dict[str, float]]:
+        return {"smile": dict(zip(POINTS, (eyes, eyes, mouth, mouth, mouth), strict=True))}
+
+    seeds = [of(0.1, 0.3), of(0.2, 0.1)]
+    assert mean_of(seeds)["smile"]["left eye"] == pytest.approx(0.15)
+    (line,) = published({"networks": [{"name": "n", "points": mean_of(seeds), "by_seed": seeds}]})
+    assert line["gains"] == pytest.approx([20.0, -10.0])
+    (line,) = published({"networks": [{"name": "n", "points": seeds[0]}]})
+    assert line["gains"] == pytest.approx([20.0])  # of a page of one seed
 
 
 def test_the_picture_shows_the_matrix(network: MultiTaskNetwork, tmp_path: Path) -> None:

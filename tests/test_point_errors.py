@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from benchmarks.correlation import POINTS
-from benchmarks.point_errors import markdown, table
+from benchmarks.point_errors import markdown, published, table
+from edgeface.errors import UsageError
 from edgeface.report.scorecard import CURVE_PERCENT
 
 RESULT = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "point_errors.json"
@@ -45,6 +46,20 @@ def test_only_the_point_that_gained_differs_and_its_interval_lies_below_zero() -
         assert (gaps[point]["high"] < 0.0) is gained
         assert gained or gaps[point]["difference"] == 0.0
     assert gaps["all"]["difference"] == pytest.approx(gaps["left mouth"]["difference"] / 5)
+
+
+def test_each_seed_says_by_itself_whether_a_point_gained() -> None:
+    rows = table({"nothing else": ALONE, "smile": better(3)})
+    of_mouth = rows[1]["by_seed"]["left mouth"]
+    gains = [-(2.0 / 3.0 - 1.0) * float(errors[:, 3].mean()) for errors in ALONE]
+    assert of_mouth == pytest.approx([-gain for gain in gains])
+    assert rows[1]["by_seed"]["all"] == pytest.approx([value / 5 for value in of_mouth])
+    lines = {line["says"]: line["gains"] for line in published({"rows": rows})}
+    assert lines["smile helps the left mouth"] == pytest.approx(gains)
+    assert lines["smile helps the nose"] == [0.0, 0.0]  # the twin: a point that did not gain
+    assert published({"rows": rows[:1]}) == []
+    with pytest.raises(UsageError, match="as many of each row"):
+        table({"nothing else": ALONE, "smile": better(3)[:1]})
 
 
 def test_the_committed_page_is_that_of_its_figures() -> None:
