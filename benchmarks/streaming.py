@@ -1,4 +1,4 @@
-"""How fast shards are packed and streamed, and how much memory a streamed training loop holds, by number of samples.
+"""How fast shards are packed and streamed, and what memory training and scoring on them hold, by number of samples.
 
     python -m benchmarks.streaming rates  [--faces 4096] [--rounds 5]
     python -m benchmarks.streaming places [--faces 4096] [--rounds 5]
@@ -9,7 +9,8 @@ stored as JPEG files with five landmarks, gender and age, so that packing decode
 takes the ways of reading in turn, round after round, and gives medians: what other programs take of the machine then
 falls on all of them. `places` does so with the two ways to find samples, by tables and by headers. `memory` makes its
 shards by copying one of 4,096 faces (24 px), and walks one epoch of each size in a process of its own, whose resident
-memory the kernel tells; the copies are deleted afterwards.
+memory the kernel tells; so it does with scoring a model that answers the mean of each task (its arithmetic is nothing,
+its answers are of full size), and with reading all labels, as `data inspect` does. The copies are deleted afterwards.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeface.data.corpus import Corpus
 from edgeface.data.loader import Batches
@@ -42,9 +44,11 @@ from edgeface.data.shards import Shards, index_file, joined, read_index, tabulat
 from edgeface.data.sources import open_source
 from edgeface.data.stream import StreamBatches, once, open_stream
 from edgeface.data.tar import members, open_tar, read_member
+from edgeface.evaluate import Outputs, evaluate, evaluation_pack
 from edgeface.files import sha256_file, write_bytes, write_json
 from edgeface.provenance import commit, cpu, versions
-from edgeface.specs import AugmentSpec
+from edgeface.specs import AugmentSpec, ModelSpec, OutputSpec
+from edgeface.tasks import TASKS as TASK_WORDS
 
 RESULTS = Path(__file__).resolve().parent / "results"
 OUT = RESULTS / "streaming.json"
@@ -281,6 +285,25 @@ def resident() -> dict[str, float]:
     return {name: int(told[key].split()[0]) / 1024 for name, key in (("now", "VmRSS"), ("most", "VmHWM"))}
 
 
+class Constant:
+    """A model that gives every face the same answers, of the tasks' full size; `edgeface.evaluate.Runner`."""
+
+    spec = ModelSpec(
+        name="constant",
+        input_px=SMALL_INPUT_PX,
+        outputs=(
+            OutputSpec(name="landmarks5", task="landmarks5", shape=(5, 2), mean_shape=((0.5, 0.5),) * 5),
+            OutputSpec(name="gender", task="gender", shape=(2,), classes=TASK_WORDS["gender"].classes),
+            OutputSpec(name="age", task="age", shape=(101,)),
+        ),
+    )
+    runtime, precision = "torch", "fp32"
+
+    def run(self, batch: NDArray[np.uint8]) -> Outputs:
+        """See evaluate.Runner.run."""
+        return {output.name: np.zeros((len(batch), *output.shape), np.float32) for output in self.spec.outputs}
+
+
 def walk_and_tell(folder: Path, way: str) -> None:
     """In a process of its own: walk through an epoch, and print what it took."""
     source = f"webdataset:{folder}@train"
@@ -290,6 +313,15 @@ def walk_and_tell(folder: Path, way: str) -> None:
     if way == "corpus":
         corpus = open_source(source, root=folder)
         count = len(corpus)
+    elif way == "eval":
+        faces = evaluation_pack(source, Constant.spec, root=folder)
+        every = max(1, len(faces) // 20 // BATCH * BATCH)
+
+        def mark(done: int) -> None:
+            if done % every == 0:
+                marks.append(resident()["now"])
+
+        count = evaluate(Constant(), faces, batch=BATCH, progress=mark).samples
     else:
         stream = open_stream(source, px=SMALL_PX, margin=MARGIN)
         assert stream is not None
@@ -333,7 +365,7 @@ def memory(work: Path, counts: Sequence[int]) -> list[dict[str, Any]]:
             for file in (shard.path, places_file(shard.path)):
                 (folder / file.name).symlink_to(file)
         write_index(index_file(folder, "train"), chosen, key="")
-        for way in ("stream", "corpus") if count <= 100_000 else ("stream",):
+        for way in ("stream", "eval", "corpus"):
             command = [sys.executable, "-m", "benchmarks.streaming", "walk", str(folder), way]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             rows.append(json.loads(done.stdout))
@@ -362,7 +394,11 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
-    for way, words in (("stream", "training loop, streamed"), ("corpus", "all labels in memory (inspect, eval)")):
+    for way, words in (
+        ("stream", "training loop"),
+        ("eval", "scoring: pictures streamed, labels and answers held"),
+        ("corpus", "all labels held (inspect)"),
+    ):
         chosen = [row for row in rows if row["way"] == way]
         axes.plot([row["samples"] for row in chosen], [row["most_mib"] for row in chosen], marker="o", label=words)
     axes.set(xscale="log", ylim=(0, None), xlabel="samples", ylabel="resident memory at its highest, MiB")
@@ -424,7 +460,8 @@ def report(found: dict[str, Any]) -> str:
         lines += [
             "",
             f"Resident memory of a process that walks one epoch (crops of {SMALL_PX} px, batches of {BATCH}, "
-            "3 tasks); `before` is what the imports take.",
+            "3 tasks: `stream`), scores a model that computes nothing on all of them (113 values a face: `eval`), or "
+            "reads their labels (`corpus`); `before` is what the imports take.",
             "",
             "| samples | way | before, MiB | median, MiB | highest, MiB | samples/s | first batch from the middle, s |",
             "|---:|---|---:|---:|---:|---:|---:|",

@@ -28,6 +28,7 @@ from distill.train import Progress, Trained, train
 from distill.trouble import sample_names
 from edgeface.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from edgeface.config import to_plain
+from edgeface.data.crops import evaluation_crops
 from edgeface.data.derive import derived
 from edgeface.data.loader import Batches
 from edgeface.data.pack import Pack, pack
@@ -125,7 +126,7 @@ class TrainingData:
 
     def validation(self, input_px: int) -> list[Pack]:
         """Evaluation crops of the validation sources, cut as users of the model will cut them."""
-        packs = (pack(open_source(source, root=self.root), px=input_px, margin=1.0) for source in self.val)
+        packs = (evaluation_crops(source, px=input_px, root=self.root) for source in self.val)
         return [derived(part, self.derive) for part in packs]
 
     def validation_faces(self, input_px: int) -> dict[str, str]:

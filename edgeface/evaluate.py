@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeface.data.pack import in_batches
 from edgeface.errors import DataError, ModelError
 from edgeface.groups import group_columns
 from edgeface.metrics import Scores, agreement, score, why_absent
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from edgeface.data.pack import Pack
 
 Outputs = dict[str, NDArray[np.float32]]
+_ROWS = 1 << 12  # of raw outputs that are decoded at a time: probabilities take several times their memory
 PUBLISHED, DRAWN = "published", "drawn"  # whose pairs of pictures identity is scored on
 
 
@@ -91,7 +93,7 @@ class Evaluation:
     source: str
     licence: str
     research_only: bool
-    keys: tuple[str, ...]
+    keys: Sequence[str]
     skipped: Mapping[str, tuple[str, ...]]
     outputs: Outputs
     predictions: Mapping[str, NDArray[Any]]
@@ -99,7 +101,7 @@ class Evaluation:
     tasks: Mapping[str, Scores]
     absent: Mapping[str, str]
     agreement: Mapping[str, Scores] = field(default_factory=dict)
-    people: tuple[str, ...] = ()
+    people: Sequence[str] = ()
     groups: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
     hardware: str = "CPU"
     derived: tuple[str, ...] = ()
@@ -144,7 +146,12 @@ def decode(spec: ModelSpec, outputs: Mapping[str, NDArray[Any]]) -> dict[str, ND
     Raises:
         ModelError: An output is missing, has another shape, or is not finite.
     """
-    return {output.task: _decode(output, raw_output(output, outputs)) for output in spec.outputs}
+    found = {}
+    for output in spec.outputs:
+        raw = raw_output(output, outputs)
+        starts = range(0, max(len(raw), 1), _ROWS)
+        found[output.task] = np.concatenate([_decode(output, raw[start : start + _ROWS]) for start in starts])
+    return found
 
 
 def probabilities(output: OutputSpec, raw: NDArray[Any]) -> NDArray[np.float64]:
@@ -222,9 +229,9 @@ def answer(
     """A model's raw outputs on a source's evaluation crops, (N, *shape) by name. Arguments and errors as `evaluate`."""
     spec = runner.spec
     _refuse_other_crops(spec, pack)
-    parts: dict[str, list[NDArray[np.float32]]] = {output.name: [] for output in spec.outputs}
-    for start in range(0, len(pack.keys), batch):
-        images = np.ascontiguousarray(pack.images[start : start + batch])
+    found: Outputs = {}
+    done = 0
+    for images in in_batches(pack.images, batch):
         answers = runner.run(images)
         for output in spec.outputs:
             part = raw_output(output, answers)
@@ -234,10 +241,13 @@ def answer(
                     expected="one row per picture",
                     where=model or spec.name,
                 )
-            parts[output.name].append(part)
+            # Not collected and joined: for a moment that would take twice the memory.
+            whole = found.setdefault(output.name, np.empty((len(pack.keys), *part.shape[1:]), part.dtype))
+            whole[done : done + len(part)] = part
+        done += len(images)
         if progress is not None:
-            progress(start + len(images))
-    return {name: np.concatenate(each) for name, each in parts.items()}
+            progress(done)
+    return found
 
 
 def judge(runner: Runner, outputs: Outputs, pack: Pack, *, model: str = "") -> Evaluation:
@@ -272,14 +282,14 @@ def judge(runner: Runner, outputs: Outputs, pack: Pack, *, model: str = "") -> E
         source=pack.source,
         licence=pack.licence,
         research_only=pack.research_only,
-        keys=tuple(pack.keys),
+        keys=pack.keys,
         skipped={reason: tuple(keys) for reason, keys in pack.skipped.items()},
         outputs=outputs,
         predictions=predictions,
         labels={name: pack.labels[name] for name in shared},
         tasks=tasks,
         absent={name: why for name, why in absent.items() if why},
-        people=tuple(pack.people),
+        people=pack.people,
         groups=group_columns(pack.groups, pack.labels),
         hardware=hardware(runner),
         derived=tuple(name for name in shared if name in pack.derived),
@@ -335,22 +345,22 @@ def evaluation_pack(
 ) -> Pack:
     """Evaluation crops of a source for a model: the nominal crop at the model's input size, as its users will cut it.
 
-    Labels of the model's tasks that follow from others are derived where the source gives none; the pairs that a source
-    publishes come along for a model that answers identity.
+    Those of shards are read batch by batch; those of other sources are cut into the cache once. Labels of the
+    model's tasks that follow from others are derived where the source gives none; the pairs that a source publishes
+    come along for a model that answers identity.
 
     Args:
-        source: `CORPUS[:PATH][@SPLIT]`, `synthetic:N[@SPLIT]` or `folder:PATH[@SPLIT]`.
+        source: `CORPUS[:PATH][@SPLIT]`, `synthetic:N[@SPLIT]`, `folder:PATH[@SPLIT]` or `webdataset:PATH[@SPLIT]`.
         spec: The model's input.
         root: Folder that holds the corpora.
         strict: Whether a sample that cannot be read is an error; otherwise it is counted and listed.
         progress: Called with the number of faces cut and their total, when they are not in the cache.
     """
+    from edgeface.data.crops import evaluation_crops
     from edgeface.data.derive import derived
-    from edgeface.data.pack import pack
-    from edgeface.data.sources import open_source, pairs_of
+    from edgeface.data.sources import pairs_of
 
-    corpus = open_source(source, root=root, strict=strict)
-    cut = pack(corpus, px=spec.input_px, margin=1.0, strict=strict, progress=progress)
+    cut = evaluation_crops(source, px=spec.input_px, root=root, strict=strict, progress=progress)
     tasks = {output.task for output in spec.outputs}
     listing = pairs_of(source, root=root) if "identity" in tasks else None
     pairs = None if listing is None else read_pairs(listing)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeface.data.pack import Images, in_batches
 from edgeface.errors import DataError, ModelError
 from edgeface.evaluate import Outputs
 from quantize.grid import simulate
@@ -134,7 +135,7 @@ def compare(
     reference: TimedRunner,
     model: TimedRunner,
     *,
-    images: NDArray[np.uint8],
+    images: Images,
     batch: int = 64,
     progress: Callable[[int], None] | None = None,
 ) -> Parity:
@@ -167,12 +168,13 @@ def compare(
         )
     left: list[Outputs] = []
     right: list[Outputs] = []
-    for start in range(0, len(images), batch):
-        part = np.asarray(images[start : start + batch])
+    done = 0
+    for part in in_batches(images, batch):
         left.append(reference.run(part))
         right.append(model.run(part))
+        done += len(part)
         if progress is not None:
-            progress(min(start + batch, len(images)))
+            progress(done)
     outputs = {}
     for name in names:
         grid = reference.grids.get(name) or model.grids.get(name)
@@ -219,9 +221,7 @@ def difference(reference: NDArray[np.float32], model: NDArray[np.float32], *, ls
     )
 
 
-def simulator_share(
-    reference: TimedRunner, model: TimedRunner, *, images: NDArray[np.uint8], batch: int = 64
-) -> float | None:
+def simulator_share(reference: TimedRunner, model: TimedRunner, *, images: Images, batch: int = 64) -> float | None:
     """Share of a w8a8 file's outputs on the step that the integer simulator gives, or None for other pairs.
 
     Only runtimes in SIMULATED are held to it.
@@ -231,8 +231,7 @@ def simulator_share(
     if model.precision != "w8a8" or model.runtime not in SIMULATED:
         return None
     same = total = 0
-    for start in range(0, len(images), batch):
-        part = np.asarray(images[start : start + batch])
+    for part in in_batches(images, batch):
         simulated = simulate(reference.quantized, part, kernels=SIMULATED[model.runtime][0])
         found = model.run(part)
         for name, codes in simulated.items():

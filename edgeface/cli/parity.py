@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         metavar="SOURCE",
-        help="faces: CORPUS[:PATH][@SPLIT], synthetic:N[@SPLIT] or folder:PATH",
+        help="faces: CORPUS[:PATH][@SPLIT], synthetic:N[@SPLIT], folder:PATH or webdataset:PATH",
     )
     parser.add_argument("--runtime", choices=RUNTIMES, metavar="R", help=f"of MODEL: one of {', '.join(RUNTIMES)}")
     parser.add_argument("--precision", metavar="P", help="which file of MODEL, a bundle; default: w8a8")

@@ -11,15 +11,17 @@ import json
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeface.data.ahead import ahead
 from edgeface.data.corpus import Corpus, Labels
 from edgeface.data.geometry import apply_matrix, crop_image, crop_matrix
 from edgeface.errors import DataError, OutputError
@@ -38,12 +40,25 @@ _CHUNK = 64
 Progress = Callable[[int, int], None]
 
 
+class Images(Protocol):
+    """(N, px, px, 3) RGB pictures by row: a memory-mapped array, or edgeface.data.crops.StreamedCrops."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> Any:
+        """Of an int (px, px, 3), else (n, px, px, 3) uint8."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pack:
     """Crops ready to batch.
 
     Attributes:
-        images: (N, px, px, 3) RGB, memory-mapped read-only.
+        images: (N, px, px, 3) RGB, memory-mapped read-only; of shards they are read where they are asked for.
         px: Side of the crops in pixels.
         margin: Side of the crops over the side of the nominal crop.
         keys: N sample ids, as in the corpus.
@@ -57,16 +72,16 @@ class Pack:
         research_only: True when weights trained on it may not be shipped.
         skipped: Reason to the keys left out for it, by the reader or while decoding.
         content_hash: sha256 of pictures, labels and keys.
-        folder: Where it is kept.
+        folder: Where it is kept; of shards, where they are.
         derived: Tasks whose labels, or some of them, follow from other labels (edgeface.data.derive).
         pairs: The pairs that the corpus publishes to verify identity on; None where it publishes none.
     """
 
-    images: NDArray[np.uint8]
+    images: Images
     px: int
     margin: float
-    keys: tuple[str, ...]
-    people: tuple[str, ...]
+    keys: Sequence[str]
+    people: Sequence[str]
     labels: Labels
     groups: Mapping[str, NDArray[np.str_]]
     name: str
@@ -82,6 +97,19 @@ class Pack:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+
+def in_batches(images: Images, size: int) -> Iterator[NDArray[np.uint8]]:
+    """All pictures in their order, in batches; those that have to be decoded are, by threads, while one is worked on.
+
+    Args:
+        images: (N, px, px, 3).
+        size: Pictures of a batch; the last one has what is left. Some `DECODERS` + 2 batches are in memory at a time.
+    """
+    starts = range(0, len(images), size)
+    threads = 0 if isinstance(images, np.ndarray) else DECODERS
+    pieces = (partial(images.__getitem__, slice(start, min(start + size, len(images)))) for start in starts)
+    return (np.ascontiguousarray(piece) for piece in ahead(pieces, threads=threads))
 
 
 def cache_folder(cache: Path | None = None) -> Path:

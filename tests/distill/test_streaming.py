@@ -241,8 +241,20 @@ def test_training_on_shards_gives_the_weights_of_training_on_the_pack(
     for stage in ("teacher", "student"):
         assert not (without_tables / stage).is_symlink()
         assert weights(plain / stage) == weights(stream / stage) == weights(without_tables / stage)
-    # The teacher of the stream, asked once, teaches a student from what is stored.
     capsys.readouterr()
+    scored = []
+    for faces in ("synthetic:40@train", f"webdataset:{tmp_path / 'shards'}"):
+        assert (
+            main(["eval", str(stream / "student"), "--data", faces, "--teacher", str(stream / "teacher"), "--json"])
+            == 0
+        )
+        scored.append(json.loads(capsys.readouterr().out))
+    assert scored[0]["samples"] == scored[1]["samples"] == 40
+    # The shards hold crops of a crop, so that pictures, and with them answers, differ a little from those of the faces.
+    error, again = (each["tasks"]["landmarks5"]["nme_percent"] for each in scored)
+    assert again == pytest.approx(error, rel=0.05)
+    assert scored[1]["teacher_agreement"]["gender"]["n"] == 40
+    # The teacher of the stream, asked once, teaches a student from what is stored.
     command = ["eval", str(stream / "teacher"), "--data", f"webdataset:{tmp_path / 'shards'}"]
     assert main([*command, "--answers", str(tmp_path / "answers"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -159,3 +159,42 @@ def test_int8_file_against_the_float_student_is_not_taken_for_float_twin(run_fol
     fp16 = RULES[("fp32", "fp16", "tflite-xnnpack")].sqnr_db
     assert fp16 is not None
     assert max(found) < fp16
+
+
+class Lazy:
+    """Pictures that are read where they are asked for, as those of shards are."""
+
+    def __init__(self, images: NDArray[np.uint8]) -> None:
+        self._images, self.asked = images, list[int]()
+        self.shape = images.shape
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, rows: slice) -> NDArray[np.uint8]:
+        found = self._images[rows]
+        self.asked.append(len(found))
+        return found
+
+
+class Sums(Stub):
+    """A model whose answers follow from the pictures."""
+
+    def __init__(self, *, factor: float) -> None:
+        super().__init__(outputs(), precision="fp32", scale=None)
+        self.factor = factor
+
+    def run(self, batch: NDArray[np.uint8]) -> Outputs:
+        sums = batch.astype(np.int64).sum(axis=(1, 2, 3))
+        return {
+            name: np.sin(self.factor * sums.reshape(-1, *[1] * (values.ndim - 1)) + values[:1]).astype(np.float32)
+            for name, values in self.outputs.items()
+        }
+
+
+def test_pictures_are_asked_for_batch_by_batch_and_agree_as_those_in_memory() -> None:
+    models, lazy = (Sums(factor=1.0), Sums(factor=1.1)), Lazy(PICTURES)
+    found = compare(*models, images=lazy, batch=4)
+    assert lazy.asked == [4, 2]
+    assert found == compare(*models, images=PICTURES, batch=4)
+    assert found != compare(*models, images=Lazy(PICTURES[:4]), batch=4)  # twin: two pictures that are forgotten
