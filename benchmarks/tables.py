@@ -719,8 +719,8 @@ def index(
         "with every seed, did not hold when the opposite came out with every seed, and is undecided in between; it is "
         "NOT_RUN before two seeds of both rows are there, and REFUSED where they are there and did not converge. "
         "Differences are of the same seed, in the unit of the table's "
-        "column (of all columns at once: percent of the errors), above 0 where the published row is the better one. What was measured beside the tables stands below "
-        "them, under the same rule (of a network whose seeds are not all there: NOT_RUN).",
+        "column (of all columns at once: percent of the errors), above 0 where the published row is the better one. "
+        "What was measured beside the tables stands below them, under the same rule.",
         "\n".join(lines),
         *sections,
         *others,
