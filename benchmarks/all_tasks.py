@@ -1,17 +1,19 @@
 """One network for all tasks: what distillation and eight bits do to each task, and how evenly groups are served.
 
-    EDGEFACE_DATA=FOLDER python -m benchmarks.all_tasks [--runs DIR] [--recipe NAME] [--seeds N…]
+    EDGEFACE_DATA=FOLDER python -m benchmarks.all_tasks [--runs DIR] [--recipe NAME] [--seeds N…] [--commands]
 
 Reads finished runs, trains nothing: `RUNS/NAME` holds the teacher and the first seed's student and QAT,
 `RUNS/NAME-SEED` those of the other seeds under that teacher, `RUNS/NAME-alone` and `RUNS/NAME-alone-SEED` the students
-from labels alone. A run that is not there is NOT_RUN, with the command that makes it. The w8a8 file is built from each
-QAT checkpoint and run in LiteRT. Writes benchmarks/results/all_tasks.json and .md, which hold figures only: no pictures
-and no answers to single faces.
+from labels alone. A run that is not there is NOT_RUN, with the command that makes it; `--commands` prints those that
+are left, in an order in which they can be typed, and each goes on where it was stopped. The w8a8 file is built from
+each QAT checkpoint and run in LiteRT. Writes benchmarks/results/all_tasks.json and .md, which hold figures only: no
+pictures and no answers to single faces.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,11 +24,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.tables import essence
+from benchmarks.tables import _keys, essence
 from edgeface.config import load_recipe
 from edgeface.errors import ConfigError, DataError, EdgefaceError
 from edgeface.files import sha256_json, write_json
-from edgeface.metrics import lower_is_better, score, worsening
+from edgeface.metrics import bootstrap, lower_is_better, percentiles, score, worsening
 from edgeface.provenance import commit, cpu, versions
 from edgeface.report.table import scaled, title
 from edgeface.tasks import TASKS
@@ -42,7 +44,10 @@ SEEDS = (0, 1, 2)
 ROWS = ("teacher", "alone", "student", "w8a8")
 HEADS = {"teacher": "teacher", "alone": "student, labels alone", "student": "student, distilled", "w8a8": "w8a8 file"}
 POINTS, PERCENT = 0.5, 2.0  # how much worse a w8a8 file may be than its fp32 student: of shares, of errors
+BETTER = 6  # tasks of the eight at which distillation is to be the better one
 SHUFFLES = 200
+_FREE = ("seed", "threads", "teacher.frozen", "data.root", "data.test")
+RESAMPLES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,18 +131,21 @@ class Place:
         seed: Of its recipe.
         folder: The checkpoint; a w8a8 file is built from it.
         command: What makes it.
+        recipe: The packaged recipe it is to be trained by.
     """
 
     row: str
     seed: int
     folder: Path
     command: str
+    recipe: str = RECIPE
 
 
 def places(recipe: str, runs: Path, *, seeds: Sequence[int] = SEEDS) -> list[Place]:
     """Every model of the table; the first seed's run trains the teacher of all."""
     first = runs / recipe
-    found = [Place(row="teacher", seed=seeds[0], folder=first / "teacher", command=_command(recipe, seeds[0], first))]
+    words = _command(recipe, seeds[0], first)
+    found = [Place(row="teacher", seed=seeds[0], folder=first / "teacher", command=words, recipe=recipe)]
     for seed in seeds:
         alone = runs / f"{recipe}-alone"
         alone = alone if seed == seeds[0] else alone.with_name(f"{alone.name}-{seed}")
@@ -150,16 +158,26 @@ def places(recipe: str, runs: Path, *, seeds: Sequence[int] = SEEDS) -> list[Pla
                 seed=seed,
                 folder=alone / "student",
                 command=_command(f"{recipe}-alone", seed, alone, more=" --until student"),
+                recipe=f"{recipe}-alone",
             ),
-            Place(row="student", seed=seed, folder=run / "student", command=words),
-            Place(row="w8a8", seed=seed, folder=run / "qat", command=words),
+            Place(row="student", seed=seed, folder=run / "student", command=words, recipe=recipe),
+            Place(row="w8a8", seed=seed, folder=run / "qat", command=words, recipe=recipe),
         ]
     return sorted(found, key=lambda place: (ROWS.index(place.row), place.seed))
 
 
 def _command(recipe: str, seed: int, run: Path, *, more: str = "") -> str:
     seeded = f" --set seed={seed}" if seed else ""
-    return f"edgeface distill {recipe}{seeded}{more} --out {run}"
+    return f"edgeface distill {recipe}{seeded}{more} --out {run} --resume"
+
+
+def commands(found: Sequence[Place]) -> list[str]:
+    """What is left to be typed, each command once; the one that trains the teacher of all is the first."""
+    return list(dict.fromkeys(place.command for place in found if not _is_there(place)))
+
+
+def _is_there(place: Place) -> bool:
+    return (place.folder / "manifest.json").is_file()
 
 
 def measure(
@@ -180,7 +198,7 @@ def measure(
     Raises:
         ConfigError: The students were not trained alike, distillation aside.
     """
-    there = [place for place in found if (place.folder / "manifest.json").is_file()]
+    there = [place for place in found if _is_there(place)]
     _refuse_other_trainings(there)
     faces = _Faces(root)
     rows: list[dict[str, Any]] = []
@@ -201,7 +219,10 @@ def measure(
     return {
         "figures": [asdict(figure) for figure in figures],
         "rows": rows,
-        "verdicts": verdicts(figures, rows),
+        "verdicts": [
+            {**told, **_intervals(figure, answers)}
+            for told, figure in zip(verdicts(figures, rows), [each for each in figures if each.main], strict=True)
+        ],
         "subgroups": [_divided(division, answers) for division in divisions],
     }
 
@@ -212,6 +233,7 @@ class _Faces:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._packs: dict[tuple[str, int], Pack] = {}
+        self._digests: dict[tuple[str, int], list[bytes]] = {}
 
     def pack(self, source: str, runner: Runner) -> Pack:
         """Raises DataError when the source is not here."""
@@ -231,8 +253,16 @@ class _Faces:
         trained: set[bytes] = set()
         for other in recipe.data.train:
             if other.partition("@")[0] == corpus:
-                trained |= {crop.tobytes() for crop in np.asarray(self.pack(other, runner).images)}
-        return np.asarray([crop.tobytes() not in trained for crop in np.asarray(self.pack(source, runner).images)])
+                trained.update(self._pictures(other, runner))
+        return np.asarray([digest not in trained for digest in self._pictures(source, runner)])
+
+    def _pictures(self, source: str, runner: Runner) -> list[bytes]:
+        """Digest of each evaluation crop."""
+        place = (source, runner.spec.input_px)
+        if place not in self._digests:
+            images = np.asarray(self.pack(source, runner).images)
+            self._digests[place] = [hashlib.sha256(crop.tobytes()).digest() for crop in images]
+        return self._digests[place]
 
 
 def _answer(source: str, runner: Runner, own: dict[str, Evaluation], faces: _Faces) -> str:
@@ -305,9 +335,18 @@ def _training(place: Place) -> dict[str, Any]:
     return {
         "steps": made["steps"],
         "train_s": made["seconds"],
+        "resumed_at": made.get("resumed_at"),  # None of checkpoints from before it was recorded
         "sha256": checkpoint.sha256,
         "licences": checkpoint.manifest["provenance"]["licences"],
+        "departs": _departures(place),
     }
+
+
+def _departures(place: Place) -> list[str]:
+    """Keys by which a run was trained otherwise than its recipe says, but for those that change no comparison."""
+    told, asked = (_keys(essence(recipe)) for recipe in (_recipe_of(place), load_recipe(place.recipe)))
+    other = (key for key in told.keys() | asked.keys() if told.get(key) != asked.get(key))
+    return sorted(key for key in other if key not in _FREE and not key.endswith(".checkpoint_s"))
 
 
 def _refuse_other_trainings(there: Sequence[Place]) -> None:
@@ -365,6 +404,44 @@ def verdicts(figures: Sequence[Figure], rows: Sequence[Mapping[str, Any]]) -> li
     return found
 
 
+def _intervals(figure: Figure, answers: Mapping[tuple[str, int], Mapping[str, Evaluation]]) -> dict[str, Any]:
+    """95 % intervals of the mean gain and the mean cost: the same faces drawn anew for all models of all seeds.
+
+    They say what the choice of faces could have changed, not what other seeds would.
+    """
+    found = {}
+    for key, one, other in (("gain_interval", "alone", "student"), ("cost_interval", "w8a8", "student")):
+        pairs = [
+            (answers[one, seed][figure.source], answers[other, seed][figure.source])
+            for row, seed in answers
+            if row == one and figure.source in answers[one, seed] and figure.source in answers.get((other, seed), {})
+        ]
+        found[key] = _interval(figure, pairs, relative=key == "cost_interval" and lower_is_better(figure.metric))
+    return found
+
+
+def _interval(figure: Figure, pairs: Sequence[tuple[Evaluation, Evaluation]], *, relative: bool) -> list[float] | None:
+    labelled = [made for pair in pairs for made in pair if figure.metric in made.tasks.get(figure.task, {})]
+    if not pairs or len(labelled) < 2 * len(pairs):
+        return None
+    draws = bootstrap(
+        TASKS[figure.task],
+        [made.predictions[figure.task] for made in labelled],
+        labels=labelled[0].labels[figure.task],
+        metric=figure.metric,
+        resamples=RESAMPLES,
+    )  # (2 × seeds, R)
+    costs = [
+        [
+            100.0 * (value - reference) / reference if relative else worsening(figure.metric, value, reference)
+            for value, reference in zip(small.tolist(), large.tolist(), strict=True)
+        ]
+        for small, large in zip(draws[::2], draws[1::2], strict=True)
+    ]
+    low, high = percentiles(np.mean(costs, axis=0))
+    return [low, high] if np.isfinite([low, high]).all() else None
+
+
 def _pairs(rows: Sequence[Mapping[str, Any]], figure: int, one: str, other: str) -> list[tuple[float, float]]:
     """Values of a figure of two rows, of each seed that has both."""
     values = [_values(rows, figure, name) for name in (one, other)]
@@ -407,6 +484,7 @@ def _divided(division: Division, answers: Mapping[tuple[str, int], Mapping[str, 
         "outcome": "MEASURED",
         "groups": wanted[0]["groups"],
         "minimum": wanted[0]["minimum"],
+        "few": wanted[0]["few"],
         "left_out": wanted[0]["left_out"],
         "rows": rows,
     }
@@ -436,8 +514,9 @@ def _by_chance(division: Division, found: Evaluation) -> list[float]:
 
 
 def markdown(found: Mapping[str, Any]) -> str:
-    """Tables 2 and 3 of the page."""
-    return "\n\n".join([_all_tasks(found), _verdicts(found), _unseen(found), *_groups(found), _left(found)]) + "\n"
+    """Everything below the page's first words."""
+    parts = [_all_tasks(found), _verdicts(found), _across(found), _unseen(found), *_groups(found), _trainings(found)]
+    return "\n\n".join([*filter(None, parts), _left(found)]) + "\n"
 
 
 def _all_tasks(found: Mapping[str, Any]) -> str:
@@ -467,25 +546,70 @@ def _cell(rows: Sequence[Mapping[str, Any]], figure: int, row: str, metric: str,
 
 def _verdicts(found: Mapping[str, Any]) -> str:
     lines = [
-        "| task | distillation gains, each seed | better | w8a8 costs, each seed | allowed | within |",
-        "|---|---|---|---|---|---|",
+        "| task | distillation gains, each seed | mean (95 %) | better "
+        "| w8a8 costs, each seed | mean (95 %) | allowed | within |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     words = {True: "yes", False: "**no**", None: "NOT_RUN"}
     for each in found["verdicts"]:
         gains, costs = (", ".join(f"{value:+.2f}" for value in each[key]) or "–" for key in ("gains", "costs"))
         unit = "%" if lower_is_better(each["metric"]) else "points"
         lines.append(
-            f"| {each['task']} | {gains} | {words[each['distilled_better']]} | {costs} | {each['allowed']:g} {unit} | "
-            f"{words[each['within']]} |"
+            f"| {each['task']} | {gains} | {_mean(each['gains'], each.get('gain_interval'))} | "
+            f"{words[each['distilled_better']]} | {costs} | {_mean(each['costs'], each.get('cost_interval'))} | "
+            f"{each['allowed']:g} {unit} | {words[each['within']]} |"
         )
     better = [each["distilled_better"] for each in found["verdicts"]]
     within = [each["within"] for each in found["verdicts"]]
+    clear = sum((each.get("gain_interval") or [0.0])[0] > 0.0 for each in found["verdicts"])
+    seeds = max((len(each["gains"]) for each in found["verdicts"]), default=0)
     lines += [
         "",
         f"Distillation is the better one at {better.count(True)} of {len(better)} tasks, {better.count(None)} not run; "
-        f"the w8a8 file stays within its allowance at {within.count(True)}, {within.count(None)} not run.",
+        f"at {clear} the interval lies above 0. At least {BETTER} are asked for, over {len(SEEDS)} seeds; these are "
+        f"{seeds}. The w8a8 file stays within its allowance at {within.count(True)} of {len(within)}, "
+        f"{within.count(None)} not run.",
     ]
     return "\n".join(lines)
+
+
+def _mean(values: Sequence[float], ends: Sequence[float] | None) -> str:
+    if not values:
+        return "–"
+    text = f"{statistics.mean(values):+.2f}"
+    return text if ends is None else f"{text} ({ends[0]:+.2f} to {ends[1]:+.2f})"
+
+
+def _across(found: Mapping[str, Any]) -> str:
+    """Beauty on faces and by raters of which none was trained on, in words."""
+    told = []
+    for place, figure in enumerate(found["figures"]):
+        if (figure["task"], figure["metric"]) == ("beauty_score", "pearson"):
+            where = figure["source"] + (f", {figure['group'][1]}" if figure["group"][0] else "")
+            cells = {row: _cell(found["rows"], place, row, "pearson") for row in ("teacher", "w8a8")}
+            told.append(f"{cells['w8a8']} on {where} (teacher {cells['teacher']})")
+    return f"Beauty across corpora, correlation of the w8a8 file with the raters: {'; '.join(told)}." if told else ""
+
+
+def _trainings(found: Mapping[str, Any]) -> str:
+    """How long each row was trained, and where it was stopped on the way."""
+    lines = ["| training | seed | steps | hours | stopped, and went on at step |", "|---|---|---|---|---|"]
+    measured = [row for row in found["rows"] if row["outcome"] == "MEASURED" and "steps" in row]
+    for row in measured:
+        stops = row["resumed_at"]
+        words = "not recorded" if stops is None else ", ".join(f"{step:,}" for step in stops) or "never"
+        name = "int8 training" if row["row"] == "w8a8" else HEADS[row["row"]]
+        lines.append(f"| {name} | {row['seed']} | {row['steps']:,} | {row['train_s'] / 3600:.2f} | {words} |")
+    if not measured:
+        return ""
+    stopped = sum(bool(row["resumed_at"]) for row in measured)
+    notes = [f"Stopped on the way and resumed: {stopped} of these {len(measured)} trainings."]
+    others = [row for row in measured if row.get("departs")]
+    if others:
+        rows = ", ".join(f"{row['row']} {row['seed']}" for row in others)
+        keys = sorted({key for row in others for key in row["departs"]})
+        notes.append(f"**Not trained as the recipe says: {rows}** ({', '.join(f'`{key}`' for key in keys)}).")
+    return "\n".join(["## Trainings", "", *lines, "", *notes])
 
 
 def _unseen(found: Mapping[str, Any]) -> str:
@@ -537,8 +661,14 @@ def _groups(found: Mapping[str, Any]) -> Iterator[str]:
             ]
             lines.append(f"| **{name}** | | " + " | ".join(cells) + " |")
         lines.append("| gap by chance | | " + " | ".join(ends(row["by_chance"]) for row in each["rows"]) + " |")
-        small = f" {each['left_out']} faces are in groups of fewer than {each['minimum']}." if each["left_out"] else ""
-        yield f"{head}\n\n" + "\n".join(lines) + (f"\n\n{small.strip()}" if small else "")
+        lines += [f"| {group['name']} | {group['n']} | too few |" + " |" * (len(names) - 1) for group in each["few"]]
+        small = sum(group["n"] for group in each["few"])
+        unknown = each["left_out"] - small
+        notes = (
+            [f"Groups of fewer than {each['minimum']} faces have no figure and no part in the gap."] if small else []
+        )
+        notes += [f"Of {unknown} faces the group is not known."] if unknown else []
+        yield "\n".join([head, "", *lines, *(["", " ".join(notes)] if notes else [])])
 
 
 def _left(found: Mapping[str, Any]) -> str:
@@ -554,7 +684,8 @@ the seeds (their number in brackets), one teacher for all. Bold figures stand fo
 in LiteRT. `expression8` is FER+'s own protocol: eight emotions, of which the network does not know contempt. London was
 never trained on; its two rated sets had other raters than MEBeauty and than each other. Gaps are the best group minus
 the worst, with 95 % intervals (faces drawn anew inside each group); "by chance" is where 95 % of the gaps lie when the
-same faces are dealt to the groups at random.
+same faces are dealt to the groups at random. The intervals of gains and costs come of drawing faces anew, the same for
+all models: what other seeds would do is in the seeds' own spread.
 
 {markdown(found)}"""
 
@@ -567,7 +698,13 @@ def main() -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), metavar="N")
     parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument(
+        "--commands", action="store_true", help="print the trainings that are left, and measure nothing"
+    )
     arguments = parser.parse_args()
+    if arguments.commands:
+        print("\n".join(commands(places(arguments.recipe, arguments.runs, seeds=arguments.seeds))))
+        return 0
     try:
         found = measure(places(arguments.recipe, arguments.runs, seeds=arguments.seeds), root=data_root())
     except EdgefaceError as error:

@@ -12,7 +12,18 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.all_tasks import DIVISIONS, FIGURES, Division, Figure, markdown, measure, page, places, verdicts
+from benchmarks.all_tasks import (
+    DIVISIONS,
+    FIGURES,
+    Division,
+    Figure,
+    commands,
+    markdown,
+    measure,
+    page,
+    places,
+    verdicts,
+)
 from benchmarks.tables import essence
 from distill.stages import batches_for, objective_with, rendered_px
 from edgeface.cli.distill import distill
@@ -200,12 +211,42 @@ def test_a_missing_row_is_not_run_and_no_verdict() -> None:
     assert "| 5.00 | NOT_RUN | 5.55 ± 0.07 (2) |" in text
     assert "`no runs/x: edgeface distill x`" in text
     assert "0 of 2 tasks, 2 not run" in text
+    assert "At least 6 are asked for, over 3 seeds; these are 0." in text
 
 
 def _plain(figures: tuple[Figure, ...]) -> list[dict[str, Any]]:
     from dataclasses import asdict
 
     return [asdict(figure) for figure in figures]
+
+
+def test_trainings_tell_where_they_were_stopped() -> None:
+    some = rows()
+    for row, stops in zip(some, ([], [70, 900], None, [], [], [], []), strict=True):
+        row.update(steps=1000, train_s=7200.0, resumed_at=stops)
+    told = {"figures": _plain(TWO), "rows": some, "verdicts": verdicts(TWO, some), "subgroups": []}
+    text = markdown(told)
+    assert "| teacher | 0 | 1,000 | 2.00 | never |" in text
+    assert "| student, labels alone | 0 | 1,000 | 2.00 | 70, 900 |" in text
+    assert "| student, labels alone | 1 | 1,000 | 2.00 | not recorded |" in text
+    assert "Stopped on the way and resumed: 1 of these 7 trainings." in text
+    assert "Not trained as the recipe says" not in text
+    some[2]["departs"] = ["student.train.epochs"]
+    assert "**Not trained as the recipe says: alone 1** (`student.train.epochs`)." in markdown(told)
+
+
+def test_small_groups_are_named_and_have_no_figure() -> None:
+    row = {"row": "teacher", "seed": 0, "values": [0.9, 0.8], "gap": 0.1, "gap_interval": [0.05, 0.2]}
+    row |= {"gap_change_teacher": None, "gap_change_interval": None, "by_chance": [0.01, 0.1]}
+    groups = [{"name": "one", "n": 70}, {"name": "two", "n": 40}]
+    divided = {"task": "gender", "by": "ethnicity", "metric": "accuracy", "source": "a@test", "outcome": "MEASURED"}
+    divided |= {"groups": groups, "minimum": 30, "few": [{"name": "three", "n": 21}], "left_out": 26, "rows": [row]}
+    some = rows()
+    told = {"figures": _plain(TWO), "rows": some, "verdicts": verdicts(TWO, some), "subgroups": [divided]}
+    text = markdown(told)
+    assert "| three | 21 | too few |" in text
+    assert "Groups of fewer than 30 faces have no figure and no part in the gap. Of 5 faces the group is not" in text
+    assert "too few" not in markdown({**told, "subgroups": [divided | {"few": [], "left_out": 0}]})
 
 
 def test_faces_that_were_trained_on_are_told_apart() -> None:
@@ -224,9 +265,12 @@ def test_nothing_there_is_a_page_of_not_run(tmp_path: Path) -> None:
     found = measure(places(CPU, tmp_path), root=tmp_path)
     assert {row["outcome"] for row in found["rows"]} == {"NOT_RUN"}
     assert len(found["rows"]) == 1 + 3 * 3
+    left = commands(places(CPU, tmp_path))
+    assert left[0] == f"edgeface distill {CPU} --out {tmp_path}/{CPU} --resume"
+    assert (len(left), len(set(left))) == (6, 6), "a run makes student and w8a8 file in one"
     text = page(found, recipe=CPU)
     assert f"edgeface distill {CPU} --set seed=1 --set teacher.frozen={tmp_path}/{CPU}/teacher" in text
-    assert f"edgeface distill {CPU}-alone --set seed=2 --until student --out {tmp_path}/{CPU}-alone-2" in text
+    assert f"edgeface distill {CPU}-alone --set seed=2 --until student --out {tmp_path}/{CPU}-alone-2 --resume" in text
     assert "MEASURED" not in text
     assert "No reported picture" not in text, "nothing was looked at"
 
@@ -282,7 +326,16 @@ def test_tiny_runs_fill_the_tables(tmp_path: Path) -> None:
     small = [row["size_bytes"] for row in found["rows"] if row["row"] == "w8a8"]
     large = [row["size_bytes"] for row in found["rows"] if row["row"] == "student"]
     assert max(small) < min(large), "the w8a8 row is the built file"
-    assert "± " in page(found, recipe=CPU)
+    low, high = gender["cost_interval"]
+    assert low <= sum(gender["costs"]) / 2 <= high
+    assert gender["gain_interval"][0] <= gender["gains"][0] <= gender["gain_interval"][1]
+    assert smile["few"] == []
+    text = page(found, recipe=CPU)
+    assert "± " in text
+    assert "Stopped on the way and resumed: 0 of these 6 trainings." in text
+    assert "**Not trained as the recipe says: teacher 0, alone 0, student 0, student 1" in text
+    assert "`student.train.epochs`" in text
+    assert "`seed`" not in text
 
     # A student of other weights is no comparison.
     shutil.copytree(named["alone0"].folder, named["alone1"].folder)
