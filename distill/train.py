@@ -297,6 +297,9 @@ def _fabric(spec: TrainSpec) -> Fabric:
     from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
     from lightning_fabric.strategies.ddp import DDPStrategy
 
+    # Its notes would break the progress bar. Not before it is imported: then it says how loud it is.
+    for library in ("lightning_fabric", "lightning_utilities"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed" if spec.dtype == "bf16" else "32-true"
     if ranks.count() == 1:
         return Fabric(accelerator="auto", devices=1, precision=precision)
@@ -369,8 +372,6 @@ def train(
         ResourceError: The GPU's memory, or this machine's, does not hold a batch.
     """
     _require_equal_parts(spec)
-    for library in ("lightning_fabric", "lightning_utilities"):
-        logging.getLogger(library).setLevel(logging.WARNING)  # its notes would break the progress bar
     per_epoch = batches.steps_per_epoch
     steps = max(1, round(spec.epochs * per_epoch))
     warmup = round(spec.warmup_epochs * per_epoch)

@@ -330,12 +330,27 @@ def _of_split(rows: list[_Row], columns: list[str], split: str, listing: Path) -
             )
     if "split" not in columns:
         names = ["train"] * len(rows)
-    if "val" not in names:
+    held_out = "val" not in names
+    if held_out:
         names = [
             "val" if name == "train" and is_validation(row.person) else name
             for row, name in zip(rows, names, strict=True)
         ]
-    return [row for row, name in zip(rows, names, strict=True) if name == split]
+    chosen = [row for row, name in zip(rows, names, strict=True) if name == split]
+    if rows and not chosen:
+        people = len({row.person for row in rows})
+        raise DataError(
+            f"no row of @{split}",
+            expected=", ".join(f"@{name} ({count} rows)" for name, count in Counter(names).items() if name),
+            where=f"{listing}:1",
+            do=(
+                f"No row is marked 'val', and the hash that holds out a tenth of the people chose none of {people}: "
+                "mark some in a column 'split'"
+                if split == "val" and held_out
+                else f"Mark some rows {split!r} in the column 'split', or read another split"
+            ),
+        )
+    return chosen
 
 
 def _check_width(row: _Row, columns: list[str], *, where: str) -> None:

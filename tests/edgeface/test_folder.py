@@ -237,3 +237,14 @@ def test_terms_that_are_misspelt_are_refused(tmp_path: Path, text: str) -> None:
     (folder / "terms.toml").write_text(text)
     with pytest.raises(DataError, match=r"terms\.toml"):
         read(folder, source="folder:faces")
+
+
+def test_a_split_without_a_row_says_which_there_are(tmp_path: Path) -> None:
+    sizes = {"a.png": (8, 8), "b.png": (8, 8)}
+    path = write(tmp_path, "file_name,person,smile\na.png,zoe,1\nb.png,zoe,1\n", sizes=sizes)
+    with pytest.raises(DataError, match="the hash that holds out a tenth of the people chose none of 1"):
+        folder_of(path, "val")
+    with pytest.raises(DataError, match=r"no row of @test.*@train \(2 rows\).*Mark some rows 'test'"):
+        folder_of(path, "test")
+    write(tmp_path, "file_name,person,split\na.png,zoe,train\nb.png,zoe,val\n", sizes=sizes)
+    assert len(folder_of(path, "val")) == 1  # the twin
