@@ -107,12 +107,51 @@ def test_a_learned_coefficient_sinks_to_its_floor_and_the_main_task_keeps_its_we
     chosen = made("learned", {"landmarks5": 1.0, "gender": 0.5}, floor=0.01)
     descend(chosen, torch.tensor([1.0, 2.0]), steps=50)
     assert chosen.multipliers() == pytest.approx({"landmarks5": 1.0, "gender": 0.01})
+    other = made("learned", {"landmarks5": 1.0, "gender": 0.5}, floor=0.2)
+    descend(other, torch.tensor([1.0, 2.0]), steps=50)
+    assert other.multipliers()["gender"] == pytest.approx(0.2), "twin: it is the floor that stops it"
+    third = made("learned", {"landmarks5": 1.0, "gender": 0.5}, floor=0.01)
+    descend(third, torch.tensor([1.0, 2.0]), steps=2)
+    assert third.multipliers()["gender"] == pytest.approx(0.1), "twin: on its way it is elsewhere"
 
 
 def test_a_learned_coefficient_falls_by_the_loss_itself() -> None:
-    chosen = made("learned", {"landmarks5": 1.0, "gender": 0.5})
-    descend(chosen, torch.tensor([1.0, 2.0]), steps=1, lr=0.1)
-    assert chosen.multipliers()["gender"] == pytest.approx(0.5 - 0.1 * 2.0)
+    weights = {"landmarks5": 1.0, "gender": 0.5, "smile": 0.3}
+    losses = [7.0, 2.0, 0.4]
+    chosen = made("learned", weights)
+    descend(chosen, torch.tensor(losses), steps=1, lr=0.1)
+    expected = {"landmarks5": 1.0, "gender": 0.5 - 0.1 * 2.0, "smile": 0.3 - 0.1 * 0.4}
+    assert chosen.multipliers() == pytest.approx(expected)
+    wrong = {
+        "by the weighted loss": 0.5 - 0.1 * 0.5 * 2.0,
+        "by another task's": 0.5 - 0.1 * 0.4,
+        "upwards": 0.5 + 0.1 * 2.0,
+        "by the logarithm's slope": 0.5 * math.exp(-0.1 * 2.0),
+    }
+    for name, value in wrong.items():
+        assert chosen.multipliers()["gender"] != pytest.approx(value, abs=1e-3), f"twin: {name}"
+
+
+def test_a_learned_coefficient_weighs_its_task_in_the_sum_and_rests_where_the_label_is_missing() -> None:
+    chosen = made("learned", {"landmarks5": 2.0, "gender": 0.5})
+    losses = torch.tensor([3.0, 4.0], requires_grad=True)
+    total = chosen.total(losses, HERE, FEATURES)
+    assert total.item() == pytest.approx(2.0 * 3.0 + 0.5 * 4.0)
+    assert total.item() != pytest.approx(3.0 + 4.0), "twin: the plain sum"
+    only = torch.tensor([1.0, 0.0])
+    gradient, *_ = torch.autograd.grad(chosen.total(losses, only, FEATURES), list(chosen.parameters()))
+    assert gradient.tolist() == [0.0]
+    (labelled,) = torch.autograd.grad(chosen.total(losses, HERE, FEATURES), list(chosen.parameters()))
+    assert labelled.tolist() == [4.0], "twin: with its label it is the loss"
+
+
+def test_a_learned_coefficient_is_projected_below_one_too() -> None:
+    chosen = made("learned", {"landmarks5": 1.0, "gender": 0.9})
+    with torch.no_grad():
+        next(iter(chosen.parameters())).fill_(1.7)
+    assert chosen.multipliers()["gender"] == pytest.approx(1.7), "twin: before the projection"
+    chosen.after_step(lambda: (torch.ones(2), HERE))
+    assert chosen.multipliers()["gender"] == 1.0
 
 
 def test_dynamic_weights_go_to_the_hard_task_and_naive_ones_to_the_easy_one() -> None:
@@ -295,6 +334,23 @@ def test_all_processes_draw_pcgrads_order_alike_and_each_step_another() -> None:
     first, second = gradients(1), gradients(2)
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
     assert len({tuple(one.tolist()) for one in first}) > 1, "the twin: the order matters here"
+
+
+@pytest.mark.parametrize("directions", [[[1.0, 0.0], [-3.0, 1.0]], [[2.0, 1.0], [1.0, 2.0]], [[0.1, 0.2], [-4.0, 3.0]]])
+def test_aligned_gradients_have_one_length_and_stand_at_right_angles(directions: list[list[float]]) -> None:
+    """Of G = U S Vᵀ, a task's gradient a row, the rows of s_min U Vᵀ are added (arXiv:2305.19000, algorithm 1)."""
+    shared, heads = shared_gradient("aligned", torch.tensor(directions))
+    u, s, vt = np.linalg.svd(np.array(directions))
+    tolerance = 1e-6 * (s[0] / s[-1]) ** 2 * s[-1] + 1e-6  # float32 eigenvalues of the square, G Gᵀ
+    assert np.allclose(shared.numpy(), (s[-1] * u @ vt).sum(axis=0), atol=tolerance)
+    assert torch.allclose(heads, torch.ones(2)), "heads keep the gradient of their own task"
+    others = {
+        "the plain sum": (u @ np.diag(s) @ vt).sum(axis=0),
+        "the longest component's length": (s[0] * u @ vt).sum(axis=0),
+        "the mean in the place of the sum": (s[-1] * u @ vt).mean(axis=0),
+    }
+    for name, other in others.items():
+        assert not np.allclose(shared.numpy(), other, atol=10.0 * tolerance), f"twin: {name}"
 
 
 @pytest.mark.parametrize(("name", "floor"), [("pcgrad", -1e-4), ("aligned", -0.1)])
