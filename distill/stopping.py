@@ -32,7 +32,8 @@ def criterion(
     Args:
         training: (n,) training errors up to now, at least window + 1 of them.
         validation: The validation error now.
-        weight: λ, the task's weight in the sum.
+        weight: λ, the task's weight in the sum. A learned λ at its floor of 0.001 makes the gap a thousand times as
+            large, so that a task without a say is stopped.
         window: k, in validations.
         tiny: Least denominator. The first one is not positive when errors rise at the window's end: then nothing is
             learned any more and the factor is large.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import subprocess
@@ -293,6 +294,24 @@ def test_a_stopped_row_has_the_figures_of_one_that_was_not(written: Path, monkey
     assert {**parts, "cpu_s": 0.0} == {**whole, "cpu_s": 0.0}
     other = tables.train(replace(training, seed=1), key="k", runs=written / "whole")
     assert other["test"] != whole["test"], "twin: another seed has other figures"
+
+
+@pytest.mark.slow
+def test_rows_are_refused_by_losses_that_no_weight_of_a_task_enters(written: Path) -> None:
+    """Neither the recipe's weights nor a balancer's: learned λ sinks, and a loss times λ with it."""
+
+    def before(name: str) -> dict[str, float]:
+        found = tables.train(Training(recipe=name, stage="teacher", seed=0), key="k", runs=written / "runs")
+        assert set(found["loss_after"]) == {"landmarks5", "gender"}
+        return dict(found["loss_before"])
+
+    write_recipe(written, "learned", gender=0.1, more='[teacher.balancer]\nname = "learned"\nrate = 100.0\n')
+    light = before("light")
+    assert light["gender"] == pytest.approx(math.log(2.0), rel=1e-5), "two classes, answers of 0"
+    assert before("heavy") == before("learned") == light
+    text = (written / "recipes" / "light.toml").read_text(encoding="utf-8")
+    (written / "recipes" / "light.toml").write_text(f'{text}[loss]\nlandmarks = "l2"\n', encoding="utf-8")
+    assert before("light") != light, "twin: another form of the loss is another scale"
 
 
 @pytest.mark.slow

@@ -45,6 +45,12 @@ def test_a_denominator_that_is_not_positive_counts_as_learning_nothing() -> None
     assert criterion(np.array([0.0, *FLAT]), 2.0, 1.0, window=4) > 1e6  # a least error of 0, and a gap
 
 
+def test_a_task_whose_weight_has_sunk_is_stopped_by_a_gap_of_a_thousandth() -> None:
+    gap = 0.9 * 1.001
+    assert criterion(np.array(FLAT), gap, 0.001, window=4) > 2.0  # the threshold of tcdcn-mtfl
+    assert criterion(np.array(FLAT), gap, 0.1, window=4) < 0.1  # the twin: under the weight it began with
+
+
 def run(stopping: Stopping, training: list[tuple[float, ...]], validation: dict[str, float]) -> dict[str, float]:
     values: dict[str, float] = {}
     for errors in training:
