@@ -39,7 +39,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "parity": ("edgeface.cli.parity", "compare two models output by output on the same faces"),
     "bench": ("edgeface.cli.bench", "time models side by side, interleaved"),
     "check": ("edgeface.cli.check", "run a bundle on the device it ships to, compare and score its answers there"),
-    "report": ("edgeface.cli.report", "one self-contained report.html of a run"),
+    "report": ("edgeface.cli.report", "one self-contained report.html of a run, a bundle or a sweep"),
     "sweep": ("edgeface.cli.sweep", "compare students of every size under one teacher, and mark the best trades"),
     "predict": ("edgeface.cli.predict", "find the faces in pictures, print and draw the answers"),
     "demo": ("edgeface.cli.demo", "all of it on built-in synthetic faces"),

@@ -1,4 +1,4 @@
-"""`edgeface report`: one self-contained report.html of a run, with the files built from it."""
+"""`edgeface report`: one self-contained report.html of a run and what was built from it, of a bundle, or of a sweep."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgeface.report.entries import Entry
     from edgeface.report.html import Report, Speed
     from edgeface.report.scorecard import Scorecard
+    from edgeface.report.swept import Swept
     from edgeface.specs import BudgetSpec
 
 REPORT = "report.html"
@@ -26,7 +27,9 @@ _BUNDLES = Path("out")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, or a bundle with its scorecard.json")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="a run folder, a bundle with its scorecard.json, or the folder of a sweep"
+    )
     parser.add_argument(
         "--bundle",
         type=Path,
@@ -55,6 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DEVICE",
         help="also measure the .tflite files there: arm64, ssh:USER@HOST or adb[:SERIAL], as for edgeface check",
     )
+    parser.add_argument(
+        "--sweep",
+        type=Path,
+        metavar="DIR",
+        help="also the Pareto plot of this sweep; default: of the sweep that the run is a trial of",
+    )
     parser.add_argument("--cpu", metavar="C", help="processor that arm64 imitates: a53, a72, a76 or n1")
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"default: RUN/{REPORT}")
 
@@ -62,11 +71,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> Result:
     from edgeface.files import write_bytes
     from edgeface.report.plots import write_pngs
+    from edgeface.report.swept import SWEPT, TRIALS
     from edgeface.runs import is_run
 
     folder: Path = arguments.run
     out: Path = arguments.out or folder / REPORT
-    if is_run(folder):
+    swept = None
+    if (folder / SWEPT).is_file() or (folder / TRIALS).is_dir():
+        _refuse_options(arguments, of="a sweep", do="Name one of its trials, or drop these options")
+        report, swept = _of_sweep(folder)
+        cards: list[Scorecard] = []
+    elif is_run(folder):
+        swept, own = sweep_of(folder, arguments.sweep)
         report, cards = _of_run(
             folder,
             bundles=arguments.bundle,
@@ -74,20 +90,17 @@ def run(arguments: argparse.Namespace) -> Result:
             faces=arguments.faces,
             timed=not arguments.no_bench,
             devices=[(on, arguments.cpu) for on in arguments.on],
+            sweep=swept,
+            own=own,
         )
     elif (folder / SCORECARD).is_file():
-        if arguments.bundle or arguments.data or arguments.faces or arguments.on:
-            raise UsageError(
-                "--bundle, --data, --faces or --on with a bundle",
-                expected="a run",
-                where=str(folder),
-                do="Name the run the bundle was built from, or drop these options",
-            )
+        _refuse_options(arguments, of="a bundle", do="Name the run the bundle was built from, or drop these options")
         report, cards = _of_bundle(folder)
     else:
         raise ModelError(
-            "neither a run nor a bundle with a scorecard" if folder.exists() else "no such folder",
-            expected="a run folder that `edgeface distill` wrote, or a bundle that `edgeface build` scored",
+            "neither a run, nor a bundle with a scorecard, nor a sweep" if folder.exists() else "no such folder",
+            expected="a run folder that `edgeface distill` wrote, a bundle that `edgeface build` scored, or the folder "
+            "of an `edgeface sweep`",
             where=str(folder),
             do="Name a run, such as runs/demo",
         )
@@ -99,10 +112,60 @@ def run(arguments: argparse.Namespace) -> Result:
             "report": str(out),
             "plots": [str(path) for path in pictures],
             "scorecards": [card.as_json() for card in cards],
+            **({} if swept is None else {"sweep": swept.as_json()}),
         },
         text=f"report: {out}" + (f"\nplots: {len(pictures)} in {arguments.plots}" if pictures else ""),
         exit_code=exit_code(cards),
     )
+
+
+def _refuse_options(arguments: argparse.Namespace, *, of: str, do: str) -> None:
+    """Refuses what says how a run is measured."""
+    options = ("bundle", "data", "faces", "on", "sweep")
+    if any(getattr(arguments, name) for name in options):
+        named = ", ".join(f"--{name}" for name in options[:-1])
+        raise UsageError(f"{named} or --{options[-1]} with {of}", expected="a run", where=str(arguments.run), do=do)
+
+
+def sweep_of(run: Path, named: Path | None = None) -> tuple[Swept | None, list[str]]:
+    """A sweep to show in a run's report, and the places in it of the files that are the run's.
+
+    Args:
+        run: A run folder.
+        named: Folder of a sweep; None takes that of which the run is a trial, if it is one.
+
+    Raises:
+        ModelError: The sweep named has no figures, or they are damaged.
+    """
+    from edgeface.report.swept import SWEPT, TRIALS, read_swept
+
+    trials = run.resolve().parent
+    folder = trials.parent if named is None else named
+    if named is None and not (trials.name == TRIALS and (folder / SWEPT).is_file()):
+        return None, []
+    swept = read_swept(folder)
+    inside = run.resolve() if folder.resolve() == trials.parent else None
+    places = [each.file for each in swept.done]
+    return swept, [
+        place for place in places if inside is not None and (folder / place).resolve().is_relative_to(inside)
+    ]
+
+
+def _of_sweep(folder: Path) -> tuple[Report, Swept]:
+    from edgeface.report.html import sweep_page
+    from edgeface.report.swept import SWEPT, read_swept
+
+    swept = read_swept(folder)
+    try:
+        return sweep_page(swept), swept
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        # As of a bundle: all that the page shows was read from a file.
+        raise ModelError(
+            f"it cannot be drawn ({type(error).__name__}: {error})",
+            expected=f"a {SWEPT} as edgeface sweep wrote it",
+            where=str(folder / SWEPT),
+            do="Type the edgeface sweep command of this folder again, which writes it anew",
+        ) from error
 
 
 def exit_code(cards: Sequence[Scorecard]) -> int:
@@ -146,6 +209,8 @@ def _of_run(
     faces: str | None,
     timed: bool,
     devices: Sequence[tuple[str, str | None]],
+    sweep: Swept | None,
+    own: Sequence[str],
 ) -> tuple[Report, list[Scorecard]]:
     from edgeface.cli.console import note
     from edgeface.config import load_recipe
@@ -199,6 +264,8 @@ def _of_run(
         examples=shown,
         origins=origins(folder, bundles),
         recipe=_text(folder / RECIPE, limit=limits.RECIPE_BYTES),
+        sweep=sweep,
+        own=own,
     )
     return report, cards
 

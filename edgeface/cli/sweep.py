@@ -11,7 +11,7 @@ from edgeface.cli.result import Result
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from edgeface.sweep.whole import Sweep
+    from edgeface.report.swept import Swept
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,49 +47,25 @@ def run(arguments: argparse.Namespace) -> Result:
     except KeyboardInterrupt as error:
         raise InterruptedRun("stopped by the user", where=str(folder)) from error
     return Result(
-        payload=_payload(found),
-        text=_rendered(found),
+        payload=_payload(found, folder),
+        text=_rendered(found, folder),
         exit_code=int(any(each.state == FAILED for each in found.candidates)),
     )
 
 
-def _payload(found: Sweep) -> dict[str, object]:
+def _payload(found: Swept, folder: Path) -> dict[str, object]:
     from edgeface.sweep.whole import CSV, PAGE, PLOT
 
     return {
-        "schema": 1,
-        "sweep": str(found.folder),
-        "tasks": dict(found.tasks),
-        "cost": found.cost,
-        "teacher": found.teacher,
-        "trials": [
-            {
-                "student": each.student,
-                "width": each.width,
-                "input_px": each.input_px,
-                "precision": each.precision,
-                "state": each.state,
-                "reason": each.reason,
-                "file": str(found.folder / each.file) if each.file else "",
-                "front": each.on_front,
-                "task_fronts": dict(each.front),
-                "costs": dict(each.costs),
-                "tasks": {task: dict(values) for task, values in each.metrics.items()},
-                "seconds": each.seconds,
-            }
-            for each in found.candidates
-        ],
-        "running": [each.label for each in found.running],
-        "left": found.left,
-        "noisy": found.noisy,
-        "conditions": found.conditions,
-        "csv": str(found.folder / CSV),
-        "plot": str(found.folder / PLOT) if (found.folder / PLOT).is_file() else "",
-        "report": str(found.folder / PAGE),
+        "sweep": str(folder),
+        **found.as_json(folder),
+        "csv": str(folder / CSV),
+        "plot": str(folder / PLOT) if (folder / PLOT).is_file() else "",
+        "report": str(folder / PAGE),
     }
 
 
-def _rendered(found: Sweep) -> RenderableType:
+def _rendered(found: Swept, folder: Path) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
@@ -103,7 +79,7 @@ def _rendered(found: Sweep) -> RenderableType:
     if found.teacher is not None:
         told = [shown(metric, found.teacher.get(task, {}).get(metric)) for task, metric in found.tasks.items()]
         rows.append(["teacher", "", *told, *[""] * len(COST_HEADS)])
-    done = [each for each in found.candidates if each.state == DONE]
+    done = found.done
     for each in sorted(done, key=lambda one: one.costs[found.cost] or 0.0):
         cells = [
             shown(metric, each.metrics.get(task, {}).get(metric)) + (" *" if each.front[task] else "  ")
@@ -121,9 +97,9 @@ def _rendered(found: Sweep) -> RenderableType:
     if found.noisy:
         parts.append(Text("others used this machine: quote the ratios, not the milliseconds", "yellow"))
     if found.running:
-        names = ", ".join(each.label for each in found.running)
+        names = ", ".join(found.running)
         parts.append(f"other processes are at {names}: type the same command again for the whole table")
-    parts += ["", f"table:  {found.folder / CSV}"]
-    parts += [f"plot:   {found.folder / PLOT}"] if (found.folder / PLOT).is_file() else []
-    parts += [f"report: {found.folder / PAGE}"]
+    parts += ["", f"table:  {folder / CSV}"]
+    parts += [f"plot:   {folder / PLOT}"] if (folder / PLOT).is_file() else []
+    parts += [f"report: {folder / PAGE}"]
     return Group(*parts)

@@ -10,7 +10,7 @@ import base64
 import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from edgeface.errors import ModelError
 from edgeface.evaluate import Evaluation, in_words
 from edgeface.metrics import FAILURE_PERCENT, known, lower_is_better
 from edgeface.report import plots
+from edgeface.report.pareto import COST_HEADS, DONE, FAILED, pareto_chart, shown_cost
 from edgeface.report.plots import COLOURS, SERIES, Group, Line, Plot, Point
 from edgeface.report.scorecard import (
     BUILT,
@@ -35,6 +36,7 @@ from edgeface.report.scorecard import (
     Scorecard,
     Subgroups,
 )
+from edgeface.report.swept import Swept
 from edgeface.report.table import heading, scaled, shown, signed, title, too_few, unit, with_interval
 from edgeface.tasks import TASKS, Kind
 
@@ -185,6 +187,8 @@ def page(
     examples: Examples | None = None,
     origins: Sequence[Origin] = (),
     recipe: str = "",
+    sweep: Swept | None = None,
+    own: Collection[str] = (),
 ) -> Report:
     """The report as HTML, and its charts.
 
@@ -198,6 +202,8 @@ def page(
         examples: Faces; without any, the page says so where the faces are real.
         origins: Checkpoints and bundles.
         recipe: The resolved recipe as TOML.
+        sweep: What this run is a trial of, or what the page is of.
+        own: Places in the sweep of the files that are this run's.
 
     Raises:
         ModelError: A curve is damaged.
@@ -222,6 +228,7 @@ def page(
     times = speed if isinstance(speed, Speed) else None
     sections = {
         "cost": _cost(detail, tasks, times),
+        "sweep": [] if sweep is None else [_pareto(sweep, own)],
         "errors": [_error_curves(detail, task) for task in landmarks] if detail else [],
         "confusion": [_confusion(ship, task) for task in tasks] if ship else [],
         "calibration": [_reliability(detail, ship, task) for task in tasks] if detail else [],
@@ -235,11 +242,12 @@ def page(
         "summary": summary,
         "light": {variable: value for variable, (value, _) in COLOURS.items()},
         "dark": {variable: value for variable, (_, value) in COLOURS.items()},
-        "verdicts": [_verdict(card) for card in cards],
+        "verdicts": [_verdict(card) for card in cards] or ([] if sweep is None else [_standing(sweep)]),
         "tiles": _tiles(detail, ship, times) if detail and ship else [],
         "detail": detail.source if detail else "",
         "ship": ship.model if ship else "",
         "cards": [_card(card, times) for card in cards],
+        "sweep": {} if sweep is None else _sweep(sweep, own),
         "charts": {key: charts(*found) for key, found in sections.items()},
         "speed": {
             "why": "" if times else str(speed),
@@ -259,7 +267,7 @@ def page(
         "meaning": [
             MEANING[key] for key in dict.fromkeys(_SAME_MEANING.get(task, task) for task in tasks) if key in MEANING
         ],
-        "conditions": _conditions(cards),
+        "conditions": _conditions(cards) or ([] if sweep is None else _swept_faces(sweep)),
         "origins": origins,
         "recipe": recipe,
         "open_charts": OPEN_CHARTS,
@@ -268,12 +276,18 @@ def page(
     return Report(html=environment.from_string(source).render(context), plots=drawn)
 
 
+def sweep_page(sweep: Swept) -> Report:
+    """The report of a sweep, from what it kept."""
+    return page(name=sweep.name, summary=sweep.summary, cards=[], sweep=sweep, recipe=sweep.recipe)
+
+
 def _contents(context: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Id and title of the sections that have something in them."""
     found, held = context["charts"], context
     rows = [
         ("scorecard", "Scorecard", held["cards"]),
         ("cost", "Speed and size", found["cost"] or (held["cards"] and held["speed"]["why"])),
+        ("sweep", "Sweep", held["sweep"]),
         ("errors", "Landmarks", found["errors"]),
         ("confusion", "Confusion", found["confusion"]),
         ("calibration", "Calibration", found["calibration"] or held["recalibrated"]),
@@ -484,6 +498,70 @@ def _cost(card: Scorecard | None, tasks: Sequence[str], speed: Speed | None) -> 
         ),
         plots.cost_chart(sized, panels, name="size", title="Accuracy against size", x_title="megabytes on disk"),
     ]
+
+
+def _pareto(sweep: Swept, own: Collection[str]) -> Plot | None:
+    return pareto_chart(sweep.candidates, tasks=sweep.tasks, cost=sweep.cost, teacher=sweep.teacher, ringed=own)
+
+
+def _sweep(sweep: Swept, own: Collection[str]) -> dict[str, Any]:
+    """Every file of a sweep, from the cheapest, and what gave none."""
+    done = sorted(sweep.done, key=lambda each: _or_inf(each.costs.get(sweep.cost)))
+    return {
+        "name": sweep.name,
+        "heads": [(task, title(metric), sweep.source.get(task, "")) for task, metric in sweep.tasks.items()],
+        "costs": list(COST_HEADS.values()),
+        "teacher": None
+        if sweep.teacher is None
+        else [shown(metric, sweep.teacher.get(task, {}).get(metric)) for task, metric in sweep.tasks.items()],
+        "rows": [
+            {
+                "name": each.name,
+                "precision": each.precision,
+                "front": each.on_front,
+                "own": each.file in own,
+                "cells": [
+                    (shown(metric, each.metrics.get(task, {}).get(metric)), each.front[task])
+                    for task, metric in sweep.tasks.items()
+                ],
+                "costs": [shown_cost(key, each.costs.get(key)) for key in COST_HEADS],
+            }
+            for each in done
+        ],
+        "others": [(each.name, each.state, each.reason) for each in sweep.candidates if each.state != DONE],
+        "own": any(each.file in own for each in done),
+        "on_front": sum(each.on_front for each in done),
+        "unfinished": _unfinished(sweep),
+        "noisy": sweep.noisy,
+        "conditions": sweep.conditions,
+    }
+
+
+def _unfinished(sweep: Swept) -> str:
+    """What is still to come of a sweep, in words; "" once it is finished."""
+    if not sweep.running and not sweep.left:
+        return ""
+    return f"Not finished: trials at work {len(sweep.running)}, not begun {sweep.left}"
+
+
+def _standing(sweep: Swept) -> dict[str, str]:
+    """How a sweep stands, for the head of its page."""
+    if failed := list(dict.fromkeys(each.name for each in sweep.candidates if each.state == FAILED)):
+        return {"kind": "bad", "text": f"✗ FAILED: {', '.join(failed)}"}
+    if unfinished := _unfinished(sweep):
+        return {"kind": "wait", "text": unfinished}
+    sizes = {(each.student, each.width, each.input_px) for each in sweep.done}
+    words = f"{len(sizes)} student{'s' if len(sizes) != 1 else ''}"
+    others = len(sweep.candidates) - len(sweep.done)
+    return {"kind": "plain", "text": f"Finished: {words}" + (f", {others} refused" if others else "")}
+
+
+def _swept_faces(sweep: Swept) -> list[tuple[str, str]]:
+    return [("Faces", source) for source in dict.fromkeys(sweep.source.values())]
+
+
+def _or_inf(value: float | None) -> float:
+    return float("inf") if value is None else value
 
 
 def _error_curves(card: Scorecard, task: str) -> Plot | None:

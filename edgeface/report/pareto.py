@@ -1,12 +1,11 @@
-"""Accuracy against cost over many students: who is on the Pareto front, as a chart, a table of values and a page."""
+"""Accuracy against cost over many students: who is on the Pareto front, as a chart and as a table of values."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 from edgeface.metrics import lower_is_better
 from edgeface.report import table
 from edgeface.report.plots import (
-    COLOURS,
     SERIES,
     TEXT,
     WIDTH,
@@ -39,7 +37,7 @@ COST_TITLES = {
 }
 _MARKERS = {"w8a8": "o", "fp32": "s", "fp16": "^", "w8a32": "D"}
 _PANEL, _GAP, _FOOT, _KEY_ROW = 150, 34, 42, 16
-_KEY_LETTERS = 27  # of a name that half the width holds
+_KEY_LETTERS = 22  # of a name that half the width holds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +142,7 @@ def pareto_chart(
     tasks: Mapping[str, str],
     cost: str,
     teacher: Mapping[str, Mapping[str, float]] | None = None,
+    ringed: Collection[str] = (),
 ) -> Plot | None:
     """A panel per task over one logarithmic cost axis; the front of each panel is a numbered line, the rest pale.
 
@@ -152,6 +151,7 @@ def pareto_chart(
         tasks: Task to its main metric.
         cost: One of COST_TITLES.
         teacher: Task to its metrics of the teacher, drawn as a dashed line.
+        ringed: Places of the files that a ring stands around.
 
     Returns:
         None when no candidate has both a metric and a cost.
@@ -184,6 +184,7 @@ def pareto_chart(
                 colours=colours,
                 numbers=numbers,
                 teacher=teacher or {},
+                ringed=ringed,
             )
             if place < len(tasks) - 1:
                 axes.tick_params(labelbottom=False)
@@ -209,6 +210,7 @@ def _panel(
     colours: Mapping[str, str],
     numbers: Mapping[str, int],
     teacher: Mapping[str, Mapping[str, float]],
+    ringed: Collection[str],
 ) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
@@ -236,6 +238,19 @@ def _panel(
             zorder=3 if on_front else 2,
             gid=f"tip {each.name} {each.precision}: {value:.2f} at {_short(_cost(each, cost))}",
         )
+        if each.file in ringed:
+            axes.plot(
+                _cost(each, cost),
+                value,
+                marker="o",
+                markersize=13,
+                color="none",
+                markeredgecolor=light("ink"),
+                markeredgewidth=1.2,
+                linestyle="",
+                clip_on=False,
+                zorder=5,
+            )
         if on_front:  # above and to the left of the front there is nothing that a number could cover
             axes.annotate(
                 str(numbers[_called(each)]),
@@ -245,7 +260,7 @@ def _panel(
                 ha="right",
                 va="bottom",
                 weight="bold",
-                size=TEXT - 1,
+                size=TEXT,
                 zorder=4,
             )
     if metric in teacher.get(task, {}):
@@ -300,8 +315,8 @@ def _key(figure: Any, numbers: Mapping[str, int]) -> None:
     rows = _key_rows(numbers)
     for place, (name, number) in enumerate(numbers.items()):
         x, y = 12 + (place // rows) * WIDTH / 2, _KEY_ROW * (rows - place % rows) - 4
-        figure.text(x / WIDTH, y / height, f"{number}", ha="left", va="center", weight="bold", size=TEXT - 1)
-        figure.text((x + 16) / WIDTH, y / height, name, ha="left", va="center", size=TEXT - 1)
+        figure.text(x / WIDTH, y / height, f"{number}", ha="left", va="center", weight="bold", size=TEXT)
+        figure.text((x + 19) / WIDTH, y / height, name, ha="left", va="center", size=TEXT)
 
 
 def _handles(
@@ -359,69 +374,6 @@ def csv_text(candidates: Sequence[Candidate], *, tasks: Mapping[str, str]) -> st
     return stream.getvalue()
 
 
-def page(
-    candidates: Sequence[Candidate],
-    *,
-    name: str,
-    tasks: Mapping[str, str],
-    cost: str,
-    source: Mapping[str, str],
-    chart: Plot | None,
-    teacher: Mapping[str, Mapping[str, float]] | None = None,
-    conditions: str = "",
-    recipe: str = "",
-) -> str:
-    """One self-contained page of a sweep: its chart, every file in a table, and what was refused.
-
-    Args:
-        candidates: From `with_fronts`.
-        name: Of the recipe.
-        tasks: Task to its main metric.
-        cost: One of COST_TITLES.
-        source: Task to the validation faces it was scored on.
-        chart: From `pareto_chart`.
-        teacher: Task to its metrics of the teacher.
-        conditions: Where and how times were taken.
-        recipe: As TOML.
-    """
-    import jinja2
-    from markupsafe import Markup
-
-    text = files("edgeface.report").joinpath("sweep.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    done = [each for each in candidates if each.state == DONE]
-    return environment.from_string(text).render(
-        name=name,
-        light={variable: value for variable, (value, _) in COLOURS.items()},
-        dark={variable: value for variable, (_, value) in COLOURS.items()},
-        chart={"title": chart.title, "svg": Markup(chart.svg())} if chart else None,
-        tasks=[(task, table.title(metric), source.get(task, "")) for task, metric in tasks.items()],
-        rows=[
-            {
-                "name": each.name,
-                "precision": each.precision,
-                "front": each.on_front,
-                "cells": [
-                    (table.shown(metric, each.metrics.get(task, {}).get(metric)), each.front.get(task, False))
-                    for task, metric in tasks.items()
-                ],
-                "costs": [shown_cost(key, each.costs.get(key)) for key in COST_TITLES],
-            }
-            for each in sorted(done, key=lambda one: _or_inf(one.costs.get(cost)))
-        ],
-        teacher=None
-        if teacher is None
-        else [table.shown(metric, teacher.get(task, {}).get(metric)) for task, metric in tasks.items()],
-        costs=[COST_HEADS[key] for key in COST_TITLES],
-        others=[(each.name, each.state, each.reason) for each in candidates if each.state != DONE],
-        on_front=sum(each.on_front for each in done),
-        conditions=conditions,
-        recipe=recipe,
-    )
-
-
 COST_HEADS = {"latency_ms": "ms", "size_bytes": "KiB", "macs": "MMAC"}
 
 
@@ -438,10 +390,6 @@ def _cost(candidate: Candidate, cost: str) -> float:
 
 def _or_nan(value: float | None) -> float:
     return float("nan") if value is None else float(value)
-
-
-def _or_inf(value: float | None) -> float:
-    return float("inf") if value is None else float(value)
 
 
 def _thousands(value: float) -> str:

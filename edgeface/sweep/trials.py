@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from edgeface.errors import BudgetError, ConfigError, DataError, ModelError, UnsupportedError
 from edgeface.files import is_plain_name, read_json, sha256_json, write_json
 from edgeface.report.pareto import DONE, FAILED, REFUSED, Candidate
+from edgeface.report.swept import TRIALS
 from edgeface.specs import Recipe, StudentSpec, SweepSpec
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from edgeface.evaluate import Runner
 
 RESULT = "result.json"
-TRIALS = "trials"
 TIMED_RUNS = 200  # timed runs of each file: seconds in all, and enough for a median
 COSTS = ("latency_ms", "size_bytes", "macs")  # of a file, in its result
 _FORMAT = 1  # raise it when result.json holds something else

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,9 @@ from edgeface.report.pareto import (
     Candidate,
     csv_text,
     objective,
-    page,
-    pareto_chart,
     with_fronts,
 )
+from edgeface.report.swept import SWEPT, Swept
 from edgeface.runs import RECIPE
 from edgeface.specs import Recipe, SweepSpec
 from edgeface.sweep.study import Finished, Queue, locked, open_storage, open_study
@@ -38,43 +37,15 @@ from edgeface.sweep.trials import (
 if TYPE_CHECKING:
     from distill.stages import TrainingData
 
-CSV, PLOT, PAGE = "trials.csv", "pareto.png", "sweep.html"
+CSV, PLOT, PAGE = "trials.csv", "pareto.png", "report.html"
+_EACH = "Each file was timed when it was built, beside whatever else its machine did."
 _TEACHER, _TIMES = "teacher.json", "times.json"
 TIMED_RUNS = 400  # timed runs of each file when all are timed together
 
 Told = Callable[[str], None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """What a sweep has given so far.
-
-    Attributes:
-        folder: Of the sweep.
-        candidates: Every file, and every combination that gave none, in the order of the grid.
-        tasks: Objective tasks to their main metrics.
-        cost: The other objective.
-        teacher: Task to the teacher's metrics; None where nothing but its answers is known, or nobody taught.
-        source: Task to the validation faces it was scored on.
-        running: What other processes are at.
-        left: Combinations that nobody has begun.
-        conditions: Where and how times were taken.
-        noisy: Whether others used the machine so much that milliseconds should not be quoted.
-    """
-
-    folder: Path
-    candidates: Sequence[Candidate]
-    tasks: Mapping[str, str]
-    cost: str
-    teacher: Mapping[str, Mapping[str, float]] | None
-    source: Mapping[str, str]
-    running: Sequence[Combination]
-    left: int
-    conditions: str
-    noisy: bool
-
-
-def sweep(recipe: Recipe, folder: Path, *, storage: str = "", strict: bool = False, told: Told) -> Sweep:
+def sweep(recipe: Recipe, folder: Path, *, storage: str = "", strict: bool = False, told: Told) -> Swept:
     """Run what is left of a sweep, beside any other process that does the same in this folder.
 
     Args:
@@ -116,7 +87,7 @@ def sweep(recipe: Recipe, folder: Path, *, storage: str = "", strict: bool = Fal
         assert end is not None
         told(f"{claim.combination.label}: {end.outcome or 'done'}")
         queue.finish(claim, end)
-        _write_csv(setting, every)
+        _write_figures(setting, _figures(setting, every, queue, _gather(setting, every), conditions=_EACH, noisy=False))
     return _together(setting, every, queue)
 
 
@@ -223,59 +194,59 @@ def _gather(setting: Setting, every: Sequence[Combination]) -> list[Candidate]:
     return [row for each, result in results if result is not None for row in candidates(setting, each, result)]
 
 
-def _write_csv(setting: Setting, every: Sequence[Combination]) -> None:
-    found = _gather(setting, every)
-    metrics = _metrics(found, setting.tasks)
-    marked = with_fronts(found, tasks=metrics, cost=setting.recipe.sweep.cost)
-    write_bytes(setting.folder / CSV, csv_text(marked, tasks=metrics).encode())
-
-
-def _together(setting: Setting, every: Sequence[Combination], queue: Queue) -> Sweep:
-    """Time all files side by side where nobody is at work any more, mark the front, write table, chart and page."""
+def _figures(
+    setting: Setting,
+    every: Sequence[Combination],
+    queue: Queue,
+    found: Sequence[Candidate],
+    *,
+    conditions: str,
+    noisy: bool,
+) -> Swept:
+    """What the trials so far gave, with the fronts marked."""
     from edgeface.config import dump_recipe
 
-    table, folder = setting.recipe.sweep, setting.folder
-    running = queue.running()
-    with locked(folder, "together"):
-        found = _gather(setting, every)
-        conditions, noisy = "Each file was timed when it was built, beside whatever else its machine did.", False
-        if not running and any(each.state == DONE for each in found):
-            found, conditions, noisy = _timed_together(setting, found)
-        metrics = _metrics(found, setting.tasks)
-        found = with_fronts(found, tasks=metrics, cost=table.cost)
-        teacher = _teacher_scores(setting)
-        source = _sources(setting)
-        chart = pareto_chart(found, tasks=metrics, cost=table.cost, teacher=teacher)
-        write_bytes(folder / CSV, csv_text(found, tasks=metrics).encode())
-        if chart is not None:
-            write_bytes(folder / PLOT, chart.png())
-        else:
-            (folder / PLOT).unlink(missing_ok=True)  # of an earlier table
-        text = page(
-            found,
-            name=setting.recipe.name,
-            tasks=metrics,
-            cost=table.cost,
-            source=source,
-            chart=chart,
-            teacher=teacher,
-            conditions=conditions,
-            recipe=dump_recipe(setting.recipe),
-        )
-        write_bytes(folder / PAGE, text.encode())
+    metrics, running = _metrics(found, setting.tasks), queue.running()
     tried = {(each.student, each.width, each.input_px) for each in found}
-    return Sweep(
-        folder=folder,
-        candidates=found,
+    return Swept(
+        name=setting.recipe.name,
+        summary=setting.recipe.summary,
+        candidates=with_fronts(found, tasks=metrics, cost=setting.recipe.sweep.cost),
         tasks=metrics,
-        cost=table.cost,
-        teacher=teacher,
-        source=source,
-        running=running,
+        cost=setting.recipe.sweep.cost,
+        teacher=_teacher_scores(setting),
+        source=_sources(setting),
+        running=[each.label for each in running],
         left=len(every) - len(tried) - len(running),
         conditions=conditions,
         noisy=noisy,
+        recipe=dump_recipe(setting.recipe),
     )
+
+
+def _write_figures(setting: Setting, swept: Swept) -> None:
+    write_bytes(setting.folder / CSV, csv_text(swept.candidates, tasks=swept.tasks).encode())
+    write_json(setting.folder / SWEPT, swept.as_json())
+
+
+def _together(setting: Setting, every: Sequence[Combination], queue: Queue) -> Swept:
+    """Time all files side by side where nobody is at work any more, mark the front, write table, chart and page."""
+    from edgeface.report.html import sweep_page
+
+    folder = setting.folder
+    with locked(folder, "together"):
+        found, conditions, noisy = _gather(setting, every), _EACH, False
+        if not queue.running() and any(each.state == DONE for each in found):
+            found, conditions, noisy = _timed_together(setting, found)
+        swept = _figures(setting, every, queue, found, conditions=conditions, noisy=noisy)
+        _write_figures(setting, swept)
+        report = sweep_page(swept)
+        if report.plots:
+            write_bytes(folder / PLOT, report.plots[0].png())
+        else:
+            (folder / PLOT).unlink(missing_ok=True)  # of an earlier table
+        write_bytes(folder / PAGE, report.html.encode())
+    return swept
 
 
 def _timed_together(setting: Setting, found: Sequence[Candidate]) -> tuple[list[Candidate], str, bool]:

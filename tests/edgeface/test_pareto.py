@@ -20,7 +20,6 @@ from edgeface.report.pareto import (
     csv_text,
     non_dominated,
     objective,
-    page,
     pareto_chart,
     with_fronts,
 )
@@ -152,20 +151,13 @@ def test_the_table_of_values_has_a_row_a_file_and_the_reason_of_a_refusal() -> N
     assert rows[3]["latency_ms"] == ""
 
 
-def test_the_page_stands_alone_and_escapes_what_it_is_given() -> None:
-    chart = pareto_chart(marked(), tasks=TASKS, cost="latency_ms")
-    html = page(
-        marked(),
-        name="a <sweep>",
-        tasks=TASKS,
-        cost="latency_ms",
-        source={"landmarks5": "synthetic:20@val", "gender": "synthetic:20@val"},
-        chart=chart,
-        conditions="one thread",
-        recipe="name = 'a'",
-    )
-    assert "a &lt;sweep&gt;" in html
-    assert "16 px &lt;is&gt; too small" in html
-    assert "http" not in html
-    assert "3 files, 2 on the front" in html
-    assert html.count('<tr class="front">') == 2
+def test_a_ring_stands_around_the_files_that_are_named_and_no_other() -> None:
+    plain = pareto_chart(marked(), tasks=TASKS, cost="latency_ms")
+    ringed = pareto_chart(marked(), tasks=TASKS, cost="latency_ms", ringed=["trials/a/out/android/edge_s.w8a8.tflite"])
+    other = pareto_chart(marked(), tasks=TASKS, cost="latency_ms", ringed=["trials/b/out/android/edge_s.w8a8.tflite"])
+    assert plain is not None
+    assert ringed is not None
+    assert other is not None
+    rings = [len(re.findall(r"<use ", chart.svg())) for chart in (plain, ringed, other)]
+    assert rings[1] == rings[0] + 3 * len(TASKS)  # all three files of `FOUND` lie there; one a panel
+    assert rings[2] == rings[0]  # twin

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from edgeface.models.network import build_network, model_spec
 from edgeface.models.runner import TorchRunner
 from edgeface.report.compare import scorecard
 from edgeface.report.entries import Entry
-from edgeface.report.html import Examples, Origin, Report, Speed, example_faces, page
+from edgeface.report.html import Examples, Origin, Report, Speed, example_faces, page, sweep_page
+from edgeface.report.pareto import DONE, REFUSED, Candidate, with_fronts
 from edgeface.report.scorecard import FILE, STUDENT, TEACHER
+from edgeface.report.swept import Swept
 from edgeface.specs import BudgetSpec, NetworkSpec, output_spec
 from quantize.layers import LayerError
 
@@ -84,6 +87,45 @@ FLAT = """() => [...document.querySelectorAll('svg')].filter(svg => svg.checkVis
   .filter(([, width, height]) => !(width > 8 && height > 8)).map(([label]) => label)"""
 
 
+def swept() -> Swept:
+    """Many files of long names, one that was refused, and figures of a machine that others used."""
+    files = [
+        Candidate(
+            student=student,
+            width=width,
+            input_px=48,
+            precision=precision,
+            state=DONE,
+            file=f"trials/{student}-w{width:g}-48px-0123abcd/out/android/{student}.{precision}.tflite",
+            metrics={task: {"accuracy": 0.5 + 0.02 * place} for task in ("pose", "gender")},
+            costs={"latency_ms": 0.1 * 2**place, "size_bytes": 1e5 * 2**place, "macs": None},
+        )
+        for place, (student, width, precision) in enumerate(
+            product(("edge_s", "lightcnn9"), (0.5, 1.0, 1.5), ("w8a8", "fp32"))
+        )
+    ]
+    reason = "UnsupportedError: an input of 16 px is too small for five strides of two"
+    files.append(Candidate(student="vgg11", width=1.0, input_px=16, precision="", state=REFUSED, reason=reason))
+    tasks = dict.fromkeys(("pose", "gender"), "accuracy")
+    return Swept(
+        name="a_sweep_with_a_name_that_is_longer_than_a_phone_is_wide",
+        summary="Students of every size",
+        candidates=with_fronts(files, tasks=tasks, cost="latency_ms"),
+        tasks=tasks,
+        cost="latency_ms",
+        teacher={"pose": {"accuracy": 0.9}},
+        source=dict.fromkeys(tasks, SOURCE),
+        running=["edge_s-w2-48px"],
+        left=3,
+        conditions="Times are medians of a toy.",
+        noisy=True,
+        recipe='name = "toy"',
+    )
+
+
+SWEEP = swept()
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     """A page with every section, of random weights on drawn faces."""
@@ -112,6 +154,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
         layers=[LayerError(layer=f"backbone_conv{n}_conv", kind="conv2d", sqnr_db=30.0 + n, macs=9) for n in range(9)],
         examples=Examples(faces=example_faces(scored[2], pack, count=6), model=names[2][1], source=SOURCE),
         origins=[Origin(name="qat checkpoint", facts=[("Seed", "0")], files={"weights.safetensors": "0123abcd" * 8})],
+        sweep=SWEEP,
+        own=[SWEEP.candidates[0].file],
         recipe='name = "toy"\n' + "# a line that is longer than a phone is wide, and longer still " * 3,
     )
 
@@ -168,9 +212,30 @@ def test_report_fits_reads_well_and_asks_for_nothing(
     assert faults(browser, path, width=WIDTHS[size], scheme=scheme) == set()
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", WIDTHS)
+def test_the_page_of_a_sweep_fits_reads_well_and_asks_for_nothing(
+    browser: Any, tmp_path: Path, size: str, scheme: str
+) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(sweep_page(SWEEP).html, encoding="utf-8")
+    assert faults(browser, path, width=WIDTHS[size], scheme=scheme) == set()
+
+
 def test_every_section_is_in_the_page_that_is_tested(report: Report) -> None:
     for section in (
-        *("scorecard", "cost", "errors", "confusion", "calibration", "groups", "layers", "examples", "training"),
+        *(
+            "scorecard",
+            "cost",
+            "sweep",
+            "errors",
+            "confusion",
+            "calibration",
+            "groups",
+            "layers",
+            "examples",
+            "training",
+        ),
         *("meaning", "provenance"),
     ):
         assert f'id="{section}"' in report.html

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -333,7 +334,28 @@ def test_a_sweep_tries_all_and_marks_what_cannot_be(
     rows = table_of(Path(payload["csv"]))
     assert [row["state"] for row in rows] == ["DONE", "DONE", "REFUSED", "DONE"]
     assert Path(payload["plot"]).read_bytes()[:4] == b"\x89PNG"
-    assert "Raise the network" in Path(payload["report"]).read_text()
+    written = Path(payload["report"]).read_text()
+    assert "Raise the network" in written
+    # The report of the sweep is that page, made again of what is kept; of a trial it holds the same chart.
+    assert main(["report", str(swept), "--out", str(swept / "again.html"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [each["file"] for each in told["sweep"]["trials"] if each["file"]] == [
+        str(Path(each["file"]).relative_to(swept)) for each in done
+    ]
+    assert (swept / "again.html").read_text() == written
+    (trial,) = swept.glob("trials/edge_s-w0.25-32px-*")
+    words = ["--no-bench", "--data", "synthetic:8@val", "--json"]
+    assert main(["report", str(trial), *words]) == 0
+    told = json.loads(capsys.readouterr().out)
+    page = Path(told["report"]).read_text()
+    assert page.count("<small>this run</small>") == 1
+    assert told["sweep"]["tasks"] == payload["tasks"]
+    assert len(told["scorecards"]) == 1
+    alone = swept.parent / "alone"  # twin: the same run in no sweep
+    shutil.copytree(trial, alone)
+    assert main(["report", str(alone), *words]) == 0
+    assert "sweep" not in json.loads(capsys.readouterr().out)
+    assert 'id="sweep"' not in (alone / "report.html").read_text()
 
 
 @pytest.mark.slow
