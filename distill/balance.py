@@ -128,7 +128,8 @@ class Learned(Balancer):
     """λ of every task but the first, trained on the weighted sum itself and kept in [floor, 1].
 
     Its gradient is the task's loss, which is never negative, so that λ can only sink: the floor keeps a task alive. On
-    MTFL every λ is there by step 168 of 2,800 (benchmarks/results/task_weights.md); a lower `rate` takes longer.
+    MTFL every λ is there within a tenth of the training (benchmarks/results/task_weights.md); a lower `rate` takes
+    longer.
 
     Source:
         Zhang et al., Facial Landmark Detection by Deep Multi-task Learning, ECCV 2014, eq. 3. That λ is learned is
@@ -344,8 +345,9 @@ class Famo(Balancer):
 class Surgery(Balancer):
     """Gradients of the tasks at the shared parameters, combined so that they do not work against each other.
 
-    Heads get their own task's gradient. The rule is TorchJD's, by the balancer's name; the order in which PCGrad takes
-    the tasks is drawn by the number of the step, so that all processes draw the same.
+    Heads get their own task's gradient. The rule is TorchJD's, by the balancer's name. PCGrad combines weighted
+    gradients, Aligned-MTL weights what it has brought to one length. The order in which PCGrad takes the tasks is drawn
+    by the number of the step, so that all processes draw the same.
 
     Source:
         pcgrad: Yu et al., Gradient Surgery for Multi-Task Learning, arXiv:2001.06782. aligned: Senushkin et al.,
@@ -370,8 +372,8 @@ class Surgery(Balancer):
         """See Balancer.backward."""
         from torchjd import aggregation, autojac
 
-        rule = {"pcgrad": aggregation.PCGrad, "aligned": aggregation.AlignedMTL}[self.spec.name]
-        weighted = [one for one, here in zip(self.base * losses, present.tolist(), strict=True) if here]
+        counted = (present > 0) & (self.base > 0)
+        weighted = [one for one, counts in zip(self.base * losses, counted.tolist(), strict=True) if counts]
         shared = [leaf for leaf in _leaves(features) if leaf.requires_grad]
         known = {id(leaf) for leaf in shared}
         if weighted:
@@ -393,13 +395,17 @@ class Surgery(Balancer):
         others = [leaf.grad for leaf in shared]
         for leaf in shared:
             leaf.grad = None
+        rule: aggregation.Aggregator = aggregation.PCGrad()
+        if self.spec.name == "aligned":  # to one length before they are weighted, or the weights would be lost
+            weights = self.base[counted]
+            rule = aggregation.AlignedMTL(pref_vector=weights)
+            for leaf in shared:
+                leaf.jac.div_(weights.reshape(-1, *[1] * leaf.dim()))  # type: ignore[attr-defined]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(self.steps))
-            autojac.jac_to_grad(shared, rule())
+            autojac.jac_to_grad(shared, rule)
         self.steps += 1
         for leaf, other in zip(shared, others, strict=True):
-            if self.spec.name == "aligned" and leaf.grad is not None:
-                leaf.grad.mul_(len(weighted))  # it averages, where the weighted sum adds
             if other is not None:
                 leaf.grad = other if leaf.grad is None else leaf.grad + other
 

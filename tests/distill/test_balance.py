@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distill.balance import BALANCERS, Balancer, Famo, balancer, kept_statistics
@@ -284,13 +285,13 @@ def test_a_task_without_a_label_keeps_its_famo_weight() -> None:
     assert abs(float(chosen.logits[0])) < 1e-6, "alone, a task has nothing to fall behind"
 
 
-def shared_gradient(name: str, directions: Tensor) -> tuple[Tensor, Tensor]:
+def shared_gradient(name: str, directions: Tensor, *, weights: dict[str, float] | None = None) -> tuple[Tensor, Tensor]:
     """Gradient at shared parameters whose task gradients are the rows of `directions`, and the heads' gradients."""
     shared = torch.zeros(2, requires_grad=True)
     heads = torch.ones(2, requires_grad=True)
     features = (shared * 1.0)[None]
     losses = torch.stack([head * (features[0] * row).sum() + head for head, row in zip(heads, directions, strict=True)])
-    made(name).backward(losses, HERE, features, differentiate=lambda total: total.backward())
+    made(name, weights).backward(losses, HERE, features, differentiate=lambda total: total.backward())
     assert shared.grad is not None
     assert heads.grad is not None
     return shared.grad, heads.grad
@@ -351,6 +352,23 @@ def test_aligned_gradients_have_one_length_and_stand_at_right_angles(directions:
     }
     for name, other in others.items():
         assert not np.allclose(shared.numpy(), other, atol=10.0 * tolerance), f"twin: {name}"
+
+
+def test_aligned_gradients_are_weighted_after_they_have_one_length() -> None:
+    directions, weights = [[2.0, 1.0], [1.0, 2.0]], [1.0, 0.1]
+    shared, heads = shared_gradient(
+        "aligned", torch.tensor(directions), weights=dict(zip(("gender", "smile"), weights, strict=True))
+    )
+
+    def aligned(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        u, s, vt = np.linalg.svd(rows)
+        return np.asarray(s[-1] * u @ vt)
+
+    rows = np.array(directions)
+    assert np.allclose(shared.numpy(), weights @ aligned(rows), atol=1e-5)
+    assert torch.allclose(heads, torch.tensor(weights))
+    before = aligned(np.diag(weights) @ rows).sum(axis=0)
+    assert not np.allclose(shared.numpy(), before, atol=1e-1), "twin: weighted before"
 
 
 @pytest.mark.parametrize(("name", "floor"), [("pcgrad", -1e-4), ("aligned", -0.1)])
