@@ -160,8 +160,7 @@ def run_layer_errors(run: Path, source: str, *, root: Path) -> list[LayerError] 
     import numpy as np
 
     from edgeface.checkpoint import load_checkpoint
-    from edgeface.data.pack import pack
-    from edgeface.data.sources import open_source
+    from edgeface.data.crops import evaluation_crops
     from quantize.layers import layer_errors
     from quantize.qat import load_qat
 
@@ -172,7 +171,5 @@ def run_layer_errors(run: Path, source: str, *, root: Path) -> list[LayerError] 
         quantized = load_qat(checkpoint).quantized()
     except EdgefaceError as error:
         return str(error)
-    corpus = open_source(source, root=root)
-    corpus = corpus.select(np.arange(min(LAYER_FACES, len(corpus))))
-    pictures = pack(corpus, px=checkpoint.model.input_px, margin=1.0).images
+    pictures = evaluation_crops(source, px=checkpoint.model.input_px, root=root).images[:LAYER_FACES]
     return layer_errors(quantized.graph, quantized, np.asarray(pictures))
