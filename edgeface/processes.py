@@ -1,4 +1,4 @@
-"""Processes that work for another one: they end when it does, and it says what Ctrl-C means."""
+"""Processes that work for another one: they end when it does, and it says what Ctrl-C means; and threads of one."""
 
 from __future__ import annotations
 
@@ -37,3 +37,14 @@ def ending_children() -> Iterator[None]:
         for child in multiprocessing.active_children():
             child.terminate()
         raise
+
+
+def one_blas_thread() -> contextlib.AbstractContextManager[object]:
+    """NumPy's matrix products on one thread meanwhile.
+
+    For work that is parallel already and whose products are small: OpenBLAS wakes a thread for each core, and they wait
+    for one another in a loop. Two processes that pack on two cores took 3 times as long so.
+    """
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    return threadpool_limits(limits=1, user_api="blas")  # type: ignore[no-any-return]

@@ -26,6 +26,7 @@ from edgeface.data.corpus import Corpus, Labels
 from edgeface.data.geometry import apply_matrix, crop_image, crop_matrix
 from edgeface.errors import DataError, OutputError
 from edgeface.files import write_folder, write_json
+from edgeface.processes import one_blas_thread
 from edgeface.tasks import TASKS, Kind
 from edgeface.verification import Pairs
 
@@ -245,7 +246,7 @@ def _crops(corpus: Corpus, *, px: int, margin: float) -> Iterator[list[NDArray[n
     """Crops in order, a chunk at a time, with few chunks in memory."""
     starts = range(0, len(corpus), _CHUNK)
     chunks = [range(start, min(start + _CHUNK, len(corpus))) for start in starts]
-    with ThreadPoolExecutor(max_workers=DECODERS) as pool:
+    with one_blas_thread(), ThreadPoolExecutor(max_workers=DECODERS) as pool:
         waiting = [pool.submit(cut, corpus, chunk, px=px, margin=margin) for chunk in chunks[: 2 * DECODERS]]
         try:
             for place in range(len(chunks)):

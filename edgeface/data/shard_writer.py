@@ -44,7 +44,7 @@ from edgeface.data.shards import (
 from edgeface.data.sources import open_source
 from edgeface.errors import DataError, InterruptedRun, OutputError, UsageError
 from edgeface.files import output_error, read_json, settle, sha256_file, sha256_json, write_bytes
-from edgeface.processes import ending_children, live_with_parent
+from edgeface.processes import ending_children, live_with_parent, one_blas_thread
 from edgeface.runs import hold_run
 
 VERSION = 1  # raised when the same source and options begin to give other bytes
@@ -246,7 +246,7 @@ def _write_shard(plan: Plan, corpus: Corpus, number: int, file: Path, *, key: st
     settle(file)
     aside = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
-        with aside.open("wb") as stream:
+        with one_blas_thread(), aside.open("wb") as stream:
             with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
                 for start in range(rows.start, rows.stop, _CHUNK):
                     chunk = range(start, min(start + _CHUNK, rows.stop))

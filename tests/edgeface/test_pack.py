@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[import-untyped]
 
+from edgeface.data import shard_writer
 from edgeface.data.corpus import Corpus
 from edgeface.data.geometry import crop_image
 from edgeface.data.pack import Pack, cache_folder, clear_cache, copy_pack, pack
+from edgeface.data.shard_writer import Plan
 from edgeface.errors import DataError, OutputError
 
 Load = Callable[[int], NDArray[np.uint8]]
@@ -45,6 +48,10 @@ def corpus(count: int = 5, *, load: Load = picture, **changes: object) -> Corpus
 
 def packed(made: Corpus, cache: Path, *, px: int = 12, margin: float = 1.25, strict: bool = False) -> Pack:
     return pack(made, px=px, margin=margin, cache=cache, strict=strict)
+
+
+def blas_threads() -> int:
+    return max(int(library["num_threads"]) for library in threadpool_info() if library["user_api"] == "blas")
 
 
 def refuse(index: int) -> NDArray[np.uint8]:
@@ -234,6 +241,27 @@ def test_pictures_in_batches_give_the_same_pack(tmp_path: Path) -> None:
     batched = packed(dataclasses.replace(corpus(130, load=refuse), load_many=many), tmp_path / "b")
     assert np.array_equal(one_by_one.images, batched.images)
     assert one_by_one.content_hash == batched.content_hash
+
+
+@pytest.mark.parametrize("way", ["pack", "shards"])
+def test_pictures_are_cut_with_one_blas_thread_and_the_others_come_back(way: str, tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def load(index: int) -> NDArray[np.uint8]:
+        seen.append(blas_threads())
+        return picture(index)
+
+    def make() -> None:
+        if way == "pack":
+            packed(corpus(load=load), tmp_path / "cache")
+        else:
+            plan = Plan(source="made@train", root=tmp_path, px=12, margin=1.25)
+            shard_writer._write_shard(plan, corpus(load=load), 0, tmp_path / "shard.tar", key="k")
+
+    with threadpool_limits(limits=2, user_api="blas"):
+        make()
+        assert blas_threads() == 2, "the twin: without the limit there are two"
+    assert seen == [1] * 5
 
 
 def test_progress_counts_to_the_total(tmp_path: Path) -> None:
