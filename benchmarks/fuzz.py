@@ -272,18 +272,21 @@ def _json(dice: random.Random, tree: Any) -> bytes:
         )
     if kind < 10:
         return mutate_bytes(dice, json.dumps(tree).encode())
-    with _long_numbers():
+    with _room():
         return json.dumps(mutate_tree(dice, tree)).encode()
 
 
 @contextlib.contextmanager
-def _long_numbers() -> Iterator[None]:
-    before = sys.get_int_max_str_digits()
+def _room() -> Iterator[None]:
+    """What is written may have long numbers, and nested values in nested values; who reads it has the usual limits."""
+    digits, depth = sys.get_int_max_str_digits(), sys.getrecursionlimit()
     sys.set_int_max_str_digits(0)
+    sys.setrecursionlimit(20 * depth)
     try:
         yield
     finally:
-        sys.set_int_max_str_digits(before)
+        sys.setrecursionlimit(depth)
+        sys.set_int_max_str_digits(digits)
 
 
 # -- recipes -----------------------------------------------------------------------------------------------------------
@@ -306,7 +309,7 @@ def _recipe() -> Reader:
             }
         if kind < 15:
             return {"r.toml": mutate_bytes(dice, dice.choice(texts))}
-        with _long_numbers():
+        with _room():
             return {"r.toml": _toml(mutate_tree(dice, dice.choice(plains))).encode("utf-8", "replace")}
 
     return Reader(make=make, read=lambda folder: load_recipe(str(folder / "r.toml")), grown=_only("r.toml"))
@@ -923,7 +926,7 @@ def _description() -> Reader:
         if kind == 0:
             return {"a.toml": mutate_bytes(dice, form)}
         if kind == 1:
-            with _long_numbers():
+            with _room():
                 return {"a.toml": _toml(mutate_tree(dice, tree)).encode("utf-8", "replace")}
         return {"a.json": _json(dice, tree)}
 

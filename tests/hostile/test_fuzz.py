@@ -200,3 +200,13 @@ def test_the_command_line_records_its_commit_and_date(tmp_path: Path, monkeypatc
     made_at, date = _recorded(out)["pairs"]
     assert (made_at, date) == (commit(), datetime.date.today().isoformat())
     assert made_at != "unknown"
+
+
+def test_a_tree_grown_into_a_tree_can_be_written() -> None:
+    deep: object = 0
+    for _ in range(3000):  # a dozen deep values, one in another
+        deep = [deep]
+    with fuzzer._room():
+        assert fuzzer._toml({"a": deep}).count("[") == 3000
+    with pytest.raises(RecursionError):  # twin
+        fuzzer._toml({"a": deep})
