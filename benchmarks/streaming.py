@@ -46,6 +46,7 @@ from edgeface.data.stream import StreamBatches, once, open_stream
 from edgeface.data.tar import members, open_tar, read_member
 from edgeface.evaluate import Outputs, evaluate, evaluation_pack
 from edgeface.files import sha256_file, write_bytes, write_json
+from edgeface.processes import one_blas_thread
 from edgeface.provenance import commit, cpu, versions
 from edgeface.specs import AugmentSpec, ModelSpec, OutputSpec
 from edgeface.tasks import TASKS as TASK_WORDS
@@ -422,6 +423,7 @@ def report(found: dict[str, Any]) -> str:
             f"{part['faces']} drawn faces (JPEG files of 144 px), cut to {part['px']} px with margin {part['margin']}; "
             f"medians of {part['rounds']} interleaved rounds (packing: half of them). All was in the page cache: "
             "these are rates of the processor, not of a disk. "
+            "Torch and NumPy computed on one thread each, beside the threads that decode. "
             f"Other programs ran meanwhile (load average {part['load_average']:.0f} on two cores), so compare rows "
             "with each other; the time of the processor is what a sample costs on a quiet core.",
             "",
@@ -475,6 +477,14 @@ def report(found: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
+def one_thread() -> None:
+    """Torch and NumPy compute on one thread until the process ends: threads that wait take processor time, too."""
+    import torch
+
+    torch.set_num_threads(1)
+    one_blas_thread()  # without `with`: nothing ends it
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("rates", "places", "memory", "walk", "report"))
@@ -488,6 +498,8 @@ def main() -> None:
         walk_and_tell(Path(arguments.rest[0]), arguments.rest[1])
         return
     found = json.loads(OUT.read_text()) if OUT.is_file() else {"schema": 1}
+    if arguments.what in ("rates", "places"):
+        one_thread()
     if arguments.what != "report":
         with tempfile.TemporaryDirectory(dir=arguments.work) as place:
             if arguments.what == "rates":
