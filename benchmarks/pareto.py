@@ -2,24 +2,21 @@
 
     python -m benchmarks.pareto SWEEP_FOLDER [--cost latency_ms] [--out STEM]
 
-Reads a finished sweep (edgeface sweep RECIPE), trains, scores and times nothing: trials.csv has the figures, times.json
-says how times were taken, teacher.json has the teacher's figures, and the trials' manifests say how long each student
-was trained and where it was stopped on the way. Writes STEM.csv, STEM.png and STEM.md; STEM is
-benchmarks/results/pareto-NAME. They hold figures only: no pictures, no weights.
+Reads a finished sweep (edgeface sweep RECIPE), trains, scores and times nothing: sweep.json has the figures, and the
+trials' manifests say how long each student was trained and where it was stopped on the way. Writes STEM.csv, STEM.png
+and STEM.md; STEM is benchmarks/results/pareto-NAME. They hold figures only: no pictures, no weights.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeface.errors import DataError, EdgefaceError
+from edgeface.errors import EdgefaceError
 from edgeface.files import read_json, write_bytes
-from edgeface.metrics import main_metric
 from edgeface.report.pareto import (
     COST_HEADS,
     COST_TITLES,
@@ -30,14 +27,12 @@ from edgeface.report.pareto import (
     shown_cost,
     with_fronts,
 )
+from edgeface.report.swept import read_swept
 from edgeface.report.table import shown, title
-from edgeface.sweep.whole import CSV
-from edgeface.tasks import TASKS
 
 RESULTS = Path(__file__).parent / "results"
 STUDENTS = 8  # that a plot is to hold at least
 STAGES = ("student", "qat")
-_OWN = ("student", "width", "input_px", "precision", "state", "front", *COST_TITLES, "seconds", "file", "reason")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,56 +60,17 @@ def read(folder: Path, *, cost: str = "latency_ms") -> Found:
     """The sweep of a folder.
 
     Raises:
-        DataError: It has no trials.csv, or one that cannot be read.
+        ModelError: It has no sweep.json, or one that cannot be used.
     """
-    place = folder / CSV
-    try:
-        with place.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        plain = [_candidate(row) for row in rows]
-        objectives = [name.removeprefix("front.") for name in rows[0] if name.startswith("front.")]
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise DataError(
-            f"no table of a sweep ({type(error).__name__}: {error})",
-            expected=f"{CSV} as edgeface sweep writes it",
-            where=str(place),
-            do="Run the sweep, or name its folder",
-        ) from None
-    scored = {task: next((each.metrics[task] for each in plain if task in each.metrics), None) for task in objectives}
-    tasks = {task: main_metric(TASKS[task], dict(scores)) for task, scores in scored.items() if scores}
-    told, teacher = _kept(folder / "times.json"), _kept(folder / "teacher.json")
+    kept = read_swept(folder)
     return Found(
-        candidates=with_fronts(plain, tasks=tasks, cost=cost),
-        tasks=tasks,
+        candidates=with_fronts(kept.candidates, tasks=kept.tasks, cost=cost),
+        tasks=kept.tasks,
         cost=cost,
-        teacher=teacher.get("tasks", {}),
-        conditions=told.get("conditions", "Each file was timed when it was built, beside what else its machine did."),
-        trainings={each.name: _trainings(folder / each.file) for each in plain if each.state == DONE},
+        teacher=kept.teacher or {},
+        conditions=kept.conditions,
+        trainings={each.name: _trainings(folder / each.file) for each in kept.done},
     )
-
-
-def _candidate(row: Mapping[str, str]) -> Candidate:
-    metrics: dict[str, dict[str, float]] = {}
-    for column, text in row.items():
-        task, dot, metric = column.partition(".")
-        if dot and column not in _OWN and task != "front" and text:
-            metrics.setdefault(task, {})[metric] = float(text)
-    return Candidate(
-        student=row["student"],
-        width=float(row["width"]),
-        input_px=int(row["input_px"]),
-        precision=row["precision"],
-        state=row["state"],
-        reason=row["reason"],
-        file=row["file"],
-        metrics=metrics,
-        costs={name: float(row[name]) if row[name] else None for name in COST_TITLES},
-        seconds=float(row["seconds"]),
-    )
-
-
-def _kept(place: Path) -> dict[str, Any]:
-    return dict(read_json(place)) if place.is_file() else {}
 
 
 def _trainings(file: Path) -> dict[str, Mapping[str, Any]]:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.pareto import main, markdown, publish, read
-from edgeface.errors import DataError
+from edgeface.errors import ModelError
 from edgeface.report.pareto import DONE, REFUSED, Candidate, csv_text, with_fronts
-from edgeface.sweep.whole import CSV
+from edgeface.report.swept import SWEPT, Swept
 
 TASKS = {"gender": "accuracy", "landmarks5": "nme_percent"}
 
@@ -36,14 +36,26 @@ THREE = [
     candidate("cnn5", ms=0.5, accuracy=0.89, nme=3.6),
     candidate("vgg11", ms=3.0, accuracy=0.93, nme=3.2),
 ]
-NONE = Candidate(student="lightcnn9", width=1.0, input_px=16, precision="w8a8", state=REFUSED, reason="input too small")
+NONE = Candidate(student="lightcnn9", width=1.0, input_px=16, precision="", state=REFUSED, reason="input too small")
 
 
 def written(folder: Path, candidates: list[Candidate]) -> Path:
     marked = with_fronts(candidates, tasks=TASKS, cost="latency_ms")
-    (folder / CSV).write_text(csv_text(marked, tasks=TASKS), encoding="utf-8")
-    (folder / "times.json").write_text(json.dumps({"conditions": "Times are medians of 400 runs on a toy."}))
-    (folder / "teacher.json").write_text(json.dumps({"tasks": {"gender": {"accuracy": 0.95, "n": 90}}}))
+    kept = Swept(
+        name="toy",
+        summary="",
+        candidates=marked,
+        tasks=TASKS,
+        cost="latency_ms",
+        teacher={"gender": {"accuracy": 0.95, "n": 90}},
+        source=dict.fromkeys(TASKS, "mtfl@val"),
+        running=[],
+        left=0,
+        conditions="Times are medians of 400 runs on a toy.",
+        noisy=False,
+        recipe="",
+    )
+    (folder / SWEPT).write_text(json.dumps(kept.as_json()))
     for each in candidates:
         if each.file:
             stage = folder / Path(each.file).parents[2] / "student"
@@ -57,15 +69,13 @@ def test_what_the_sweep_wrote_is_read_back_and_written_alike(tmp_path: Path) -> 
     folder = written(tmp_path, [*THREE, NONE])
     found = read(folder)
     assert found.tasks == TASKS
-    assert csv_text(found.candidates, tasks=found.tasks) == (folder / CSV).read_text(encoding="utf-8")
+    assert list(found.candidates) == with_fronts([*THREE, NONE], tasks=TASKS, cost="latency_ms")
     places = publish(found, tmp_path / "pareto-toy")
     assert sorted(place.name for place in places) == ["pareto-toy.csv", "pareto-toy.md", "pareto-toy.png"]
     assert (tmp_path / "pareto-toy.png").read_bytes().startswith(b"\x89PNG")
-    assert read_text(tmp_path / "pareto-toy.csv") == read_text(folder / CSV)
-
-
-def read_text(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
+    table = (tmp_path / "pareto-toy.csv").read_text(encoding="utf-8")
+    assert table == csv_text(found.candidates, tasks=TASKS)
+    assert table != csv_text(found.candidates[1:], tasks=TASKS), "twin"
 
 
 def test_the_page_marks_the_front_and_says_what_is_missing(tmp_path: Path) -> None:
@@ -87,14 +97,14 @@ def test_another_figure_moves_the_front_twin(tmp_path: Path) -> None:
     assert "| ● | `cnn5 ×1 64 px` | w8a8 | **91.00** | 3.60 | 0.500 |" in text
 
 
-@pytest.mark.parametrize("content", [None, "", "student,width\nedge_s\n", "student\n"])
+@pytest.mark.parametrize("content", [None, "", "[]", '{"trials": 3}'])
 def test_a_folder_without_a_sweep_is_refused(
     content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if content is not None:
-        (tmp_path / CSV).write_text(content)
-    with pytest.raises(DataError, match="no table of a sweep"):
+        (tmp_path / SWEPT).write_text(content)
+    with pytest.raises(ModelError, match=r"no figures of a sweep|cannot be used"):
         read(tmp_path)
     monkeypatch.setattr("sys.argv", ["pareto", str(tmp_path), "--out", str(tmp_path / "pareto-x")])
     assert main() == 2
-    assert "Run the sweep" in capsys.readouterr().out
+    assert "Type the edgeface sweep command" in capsys.readouterr().out
