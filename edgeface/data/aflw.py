@@ -31,10 +31,10 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
+from time import thread_time
 from typing import Any
 
 import numpy as np
@@ -173,10 +173,10 @@ def _query(database: Path, *, source: str) -> tuple[list[dict[str, Any]], dict[i
     if size > limits.DATABASE_BYTES:
         most = f"at most {limits.DATABASE_BYTES:,} are read"
         raise DataError(f"{database} cannot be read ({size:,} bytes, where {most})", expected=expected, where=source)
-    end = time.thread_time() + limits.DATABASE_S
+    end = thread_time() + limits.DATABASE_S
 
     def is_late() -> bool:
-        return time.thread_time() > end
+        return thread_time() > end
 
     try:
         # Immutable: no lock, no journal and no shared memory file, which could be hostile too, is looked for.
