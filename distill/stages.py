@@ -38,6 +38,7 @@ from edgeface.errors import ConfigError, DataError, ModelError
 from edgeface.evaluate import Outputs, evaluate
 from edgeface.files import remove_folder, settle, sha256_json
 from edgeface.metrics import main_metric
+from edgeface.models.folding import fold_norms
 from edgeface.models.network import MultiTaskNetwork, build_network, model_spec, take_over
 from edgeface.models.pretrained import load_published, published
 from edgeface.models.runner import TorchRunner
@@ -716,6 +717,8 @@ def objective_with(
     pairs = None
     if network is not None and FEATURES in recipe.distill.losses:
         pairs = FeaturePairs(network, guide, recipe.distill, seed=seed)
+    else:  # features may be taken before a batch norm
+        fold_norms(guide)
     guide.to(device=_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Objective(
         model=model,
