@@ -26,6 +26,7 @@ from distill.trouble import check_finite, diverged, out_of_memory
 from edgeface.errors import ConfigError, InterruptedRun, ModelError
 from edgeface.files import read_json, settle, sha256_file, write_folder, write_json
 from edgeface.memory import is_memory
+from edgeface.processes import signals_on_own_stack
 from edgeface.specs import TrainSpec
 
 if TYPE_CHECKING:
@@ -191,6 +192,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
+    signals_on_own_stack()
     earlier = signal.signal(signal.SIGINT, ask)
     try:
         yield lambda: asked

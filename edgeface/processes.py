@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -37,6 +39,25 @@ def ending_children() -> Iterator[None]:
         for child in multiprocessing.active_children():
             child.terminate()
         raise
+
+
+class _SignalStack(ctypes.Structure):
+    """stack_t of signal.h."""
+
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+_NO_SIGNAL_STACK = 2  # SS_DISABLE
+
+
+def signals_on_own_stack() -> None:
+    """Let this thread answer signals on its own stack; nothing on systems other than Linux.
+
+    Python answers them on another stack where a library has set one. OpenVINO's CPU plugin does, and frees it with its
+    last model, whatever thread lets go of that: a signal afterwards, Ctrl-C or an ended child, ends the process.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).sigaltstack(ctypes.byref(_SignalStack(flags=_NO_SIGNAL_STACK)), None)
 
 
 def one_blas_thread() -> contextlib.AbstractContextManager[object]:
