@@ -48,6 +48,7 @@ from edgeface.evaluate import Outputs
 from edgeface.files import output_error
 from edgeface.memory import limit_error
 from edgeface.precision import check
+from edgeface.processes import signals_on_own_stack
 from edgeface.specs import ModelSpec
 from quantize.graph import INPUT, SHARING, Graph, Node
 from quantize.grid import Quantized, require_input_grid
@@ -1101,9 +1102,11 @@ def _compiled(model: Any, *, threads: int, where: Path) -> Any:
         "PERFORMANCE_HINT": "LATENCY",
     }
     try:
-        return _core().compile_model(model, "CPU", settings)
+        compiled = _core().compile_model(model, "CPU", settings)
     except RuntimeError as error:
         raise _broken(where, error) from error
+    signals_on_own_stack()  # or Ctrl-C after the last model is let go would end the process
+    return compiled
 
 
 def _broken(path: Path, error: RuntimeError) -> EdgefaceError:

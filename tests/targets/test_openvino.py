@@ -454,6 +454,36 @@ def test_layers_left_in_float_read_and_give_the_grid(quantized_students: dict[st
         target.check_w8a8(path, whole)
 
 
+COMPILED = "import sys, openvino; model = openvino.Core().compile_model(sys.argv[1], 'CPU')"
+OPENED = """
+import sys
+from pathlib import Path
+from targets import openvino
+path = Path(sys.argv[1])
+model = openvino._compiled(openvino._read(path), threads=1, where=path)
+"""
+STACK = """
+import ctypes
+from edgeface.processes import _SignalStack
+found = _SignalStack()
+ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found))
+print(bool(found.start))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sigaltstack is looked after on Linux alone")
+@pytest.mark.parametrize(
+    ("program", "left"), [(OPENED, False), (COMPILED, True)], ids=["opened", "compiled alone, twin"]
+)
+def test_an_open_file_leaves_signals_on_the_stack_of_the_program(
+    program: str, left: bool, int8_files: Mapping[str, Path]
+) -> None:
+    """The plug-in sets a stack for signals and frees it with its last model; the next Ctrl-C would end the process."""
+    command = [sys.executable, "-c", program + STACK, str(int8_files["edge_s"])]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert found.stdout.strip() == str(left)
+
+
 def sqnr_db(graph: Graph, path: Path) -> float:
     """Least signal-to-noise ratio of a float file's outputs against the graph's, in dB."""
     pictures = random_pictures(8, graph.input_px)
