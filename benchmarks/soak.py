@@ -211,7 +211,7 @@ def limit(folder: Path, clock: Clock) -> Found:
 
 def fuzz(folder: Path, clock: Clock) -> Found:
     """Mutated files to every reader, a new seed each round: benchmarks.fuzz."""
-    from benchmarks.fuzz import READERS
+    from benchmarks.fuzz.readers import READERS
 
     inputs, broken, seed = 0, [], time.time_ns() % 2**20
     while not clock.is_over:

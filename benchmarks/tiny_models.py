@@ -145,7 +145,7 @@ def coreml_files(folder: Path) -> None:
 
 def tflite_files(folder: Path) -> None:
     """int8.tflite, a convolution with weights of a scale per channel."""
-    from benchmarks.fuzz import small_tflite
+    from benchmarks.fuzz.bundles import small_tflite
 
     (folder / "int8.tflite").write_bytes(small_tflite())
 

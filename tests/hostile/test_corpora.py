@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.fuzz import (
+from benchmarks.fuzz.archives import (
     MAT_HEAD,
     mat_element,
     mat_entry,
@@ -23,8 +23,8 @@ from benchmarks.fuzz import (
     mat_numbers,
     mat_packed,
     mat_text,
-    pictures_of_all_kinds,
 )
+from benchmarks.fuzz.pictures import pictures_of_all_kinds
 from edgeface import limits
 from edgeface.data import aflw
 from edgeface.data.mat import read_mat

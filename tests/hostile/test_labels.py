@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fuzz import pictures_of_all_kinds
+from benchmarks.fuzz.pictures import pictures_of_all_kinds
 from edgeface import limits
 from edgeface.data import fer2013, folder, mebeauty, mtfl
 from edgeface.data.corpus import Corpus

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.fuzz import small_tflite, tiny_bundle, with_digests
+from benchmarks.fuzz.bundles import small_tflite, tiny_bundle, with_digests
 from benchmarks.tiny_models import make_apart
 from edgeface import limits
 from edgeface.cli.main import main

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.fuzz import bundle_manifest, golden_arrays, npz, small_tflite, tiny_bundle, with_digests
+from benchmarks.fuzz.bundles import bundle_manifest, golden_arrays, npz, small_tflite, tiny_bundle, with_digests
 from distill.foreign import unpacked_bytes
 from distill.forest import _origin
 from edgeface import limits

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.fuzz import pictures_of_all_kinds
+from benchmarks.fuzz.pictures import pictures_of_all_kinds
 from edgeface import limits
 from edgeface.data.images import read_image, read_size
 from edgeface.errors import DataError

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.fuzz import tiny_bundle
+from benchmarks.fuzz.bundles import tiny_bundle
 from edgeface.cli.report import of_bundle
 from edgeface.errors import ModelError
 

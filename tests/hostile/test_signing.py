@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.fuzz import tiny_bundle
+from benchmarks.fuzz.bundles import tiny_bundle
 from edgeface.cli.main import main
 from edgeface.errors import EdgefaceError, ModelError, UsageError
 from targets import signing

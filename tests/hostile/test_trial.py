@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fuzz import tiny_bundle
+from benchmarks.fuzz.bundles import tiny_bundle
 from edgeface.errors import ModelError
 from targets import runners
 from targets.runners import FORMATS, open_model
