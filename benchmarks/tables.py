@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 DEFINITIONS = Path(__file__).with_suffix("")
 RESULTS = Path(__file__).parent / "results" / "tables"
 FORMAT = 1  # raise it when the same recipe and data begin to give other figures
+EXPLAINED = ("did not hold", "undecided", "REFUSED")  # verdicts beside which a relation's reason is printed
 Record = dict[str, Any]
 
 _START = re.compile(r"runs/([^/]+)/(teacher|student|qat)")
@@ -95,7 +96,7 @@ class Relation:
         column: One of the table's columns, or "all" for the mean relative growth of their errors.
         better_stage: Where `better` stands in the table at several stages, which of them.
         than_stage: The same of `than`.
-        reason: Why it probably did not hold, where it did not.
+        reason: Why it probably did not hold, or why a row of it was refused.
         within: By how much `better` may be the worse one, in the printed unit, where it is said to be as good.
     """
 
@@ -586,15 +587,13 @@ def beside(results: Path) -> list[str]:
 
 
 def unexplained(tables: Mapping[str, Table], records: Sequence[Record], *, former: Collection[str] = ()) -> list[str]:
-    """Relations that did not hold in a table all of whose trainings have run, and that have no `reason` yet."""
+    """Relations that did not hold, or were refused, in a table all of whose trainings have run, without a `reason`."""
     found = []
     for name, table in tables.items():
         gathered = gather(table, records, former=former)
         if not gathered.missing:
-            lines = judged(table, gathered)
-            found += [
-                f"{name}: {line['says']}" for line in lines if line["verdict"] == "did not hold" and not line["reason"]
-            ]
+            asked = [line for line in judged(table, gathered) if line["verdict"] in ("did not hold", "REFUSED")]
+            found += [f"{name}: {line['says']}" for line in asked if not line["reason"]]
     return found
 
 
@@ -670,7 +669,7 @@ def markdown(name: str, table: Table, records: Sequence[Record], *, former: Coll
 def published_table(lines: Sequence[Mapping[str, Any]]) -> str:
     """Relations as `judged` gives them, one a row."""
     heads = ["published", "by", "difference", "verdict"]
-    reasons = any(line["reason"] and line["verdict"] in ("did not hold", "undecided") for line in lines)
+    reasons = any(line["reason"] and line["verdict"] in EXPLAINED for line in lines)
     heads += ["likely reason"] if reasons else []
     rows = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for line in lines:
@@ -681,7 +680,7 @@ def published_table(lines: Sequence[Mapping[str, Any]]) -> str:
             verdict += ": a row's trainings are, see its table"
         cells = [line["says"], line["source"], spread(line["gains"]), verdict]
         if reasons:
-            cells.append(line["reason"] if line["verdict"] in ("did not hold", "undecided") else "")
+            cells.append(line["reason"] if line["verdict"] in EXPLAINED else "")
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
@@ -984,7 +983,7 @@ def main() -> int:
         if arguments.render:
             write_tables(chosen, records, keys=keys, every=tables, out=arguments.out)
             for relation in unexplained(chosen, records, former=read_former(arguments.out)):
-                print(f"did not hold, and has no reason yet: {relation}")
+                print(f"did not hold or was refused, and has no reason yet: {relation}")
             return 0
         todo = list(left_over(keys, records))
         for training in trainings(chosen):

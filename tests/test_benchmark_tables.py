@@ -425,7 +425,7 @@ def test_as_good_means_within_what_is_allowed() -> None:
     assert verdicts == ["held", "undecided"]
 
 
-def test_a_reason_stands_beside_what_did_not_hold_alone() -> None:
+def test_a_reason_stands_beside_what_did_not_hold_or_was_refused() -> None:
     relation = Relation(
         says="b helps", source="s", better="b", than="a", column="landmarks5.nme_percent", reason="few faces"
     )
@@ -434,20 +434,25 @@ def test_a_reason_stands_beside_what_did_not_hold_alone() -> None:
     assert "| b helps | s | -1.00 ± 0.00 | did not hold | few faces |" in index({"t": one}, worse)
     better = [record("a"), record("a", seed=1), record("b", nme=4.0), record("b", seed=1, nme=4.0)]
     assert "few faces" not in index({"t": one}, better)
+    unconverged = [record("a"), record("a", seed=1), record("b", fell_to=0.9), record("b", seed=1, fell_to=0.9)]
+    assert "| REFUSED: a row's trainings are, see its table | few faces |" in index({"t": one}, unconverged)
     assert "| [t](t.md) | 4 of 4 | 1 | 0 | 0 | 0 |" in index({"t": one}, better)
 
 
-def test_a_finished_table_asks_why_a_relation_did_not_hold() -> None:
+def test_a_finished_table_asks_why_a_relation_did_not_hold_or_was_refused() -> None:
     relation = Relation(says="b helps", source="s", better="b", than="a", column="landmarks5.nme_percent")
     silent, told = (table(relations=(replace(relation, reason=reason),)) for reason in ("", "few faces"))
     worse = [record("a"), record("a", seed=1), record("b", nme=6.0), record("b", seed=1, nme=6.0)]
     assert unexplained({"t": silent}, worse) == ["t: b helps"]
     assert unexplained({"t": told}, worse) == []
+    unconverged = [record("a"), record("a", seed=1), record("b", fell_to=0.9), record("b", seed=1, fell_to=0.9)]
+    assert unexplained({"t": silent}, unconverged) == ["t: b helps"]
+    assert unexplained({"t": told}, unconverged) == []
     more = table(relations=silent.relations, seeds=(0, 1, 2))
     assert unexplained({"t": more}, worse) == []  # not while rows are missing
 
 
-def test_every_finished_table_says_why_a_relation_did_not_hold() -> None:
+def test_every_finished_table_says_why_a_relation_did_not_hold_or_was_refused() -> None:
     assert unexplained(load_tables(), read_records(RESULTS), former=read_former(RESULTS)) == []
 
 
