@@ -7,7 +7,7 @@ Zhang et al. (ECCV 2014, figure 5) call it a crude method: the weight vectors of
 shared features, are correlated over those features. Rows are the landmarks, x and y apart, and every class; a task of
 two classes is one row, its second class minus its first. A point's own figure is the mean of the absolute correlations
 of its x and its y. Several networks of one name are its seeds: the table is their mean, and the picture is the matrix
-of the first.
+of the first. Networks of other names that the file holds already stay in it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import nn
 
 from distill.stages import load_network
 from edgeface.checkpoint import load_checkpoint
-from edgeface.files import write_bytes, write_json
+from edgeface.files import read_json, write_bytes, write_json
 from edgeface.models.network import MultiTaskNetwork
 from edgeface.provenance import commit, cpu, versions
 from edgeface.tasks import TASKS, Kind
@@ -125,6 +125,9 @@ def measure(name: str, folders: Sequence[Path], out: Path) -> dict[str, Any]:
     picture(rows, matrix, drawn, title=f"{name}: {checkpoint.network.backbone}, {width} shared features")
     return {
         "name": name,
+        "command": " ".join(["python -m benchmarks.correlation", *(f"{name}={folder}" for folder in folders)]),
+        "commit": commit(),
+        "conditions": {"machine": cpu(), "versions": versions()},
         "backbone": checkpoint.network.backbone,
         "features": width,
         "checkpoint": [one.sha256 for one in checkpoints],
@@ -178,10 +181,10 @@ def markdown(result: Mapping[str, Any]) -> str:
                 for name, of in network["points"].items()
             ),
             "",
-            f"Of unrelated weights 19 in 20 lie below {network['chance']:.2f}, so a mean of two rarely reaches it.",
+            f"Of unrelated weights 19 in 20 lie below {network['chance']:.2f}, so a mean of two rarely reaches it. "
+            f"`{network['command']}`, commit {network['commit']}.",
             "",
         ]
-    lines += [f"`{result['command']}`, commit {result['commit']}.", ""]
     return "\n".join(lines)
 
 
@@ -204,12 +207,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     named: dict[str, list[Path]] = defaultdict(list)
     for name, _, folder in (text.partition("=") for text in asked.networks):
         named[name].append(Path(folder))
-    result = {
-        "command": " ".join(["python -m benchmarks.correlation", *asked.networks]),
-        "commit": commit(),
-        "networks": [measure(name, folders, asked.out) for name, folders in named.items()],
-        "conditions": {"machine": cpu(), "versions": versions()},
-    }
+    earlier = read_json(asked.out)["networks"] if asked.out.is_file() else []
+    measured = {name: measure(name, folders, asked.out) for name, folders in named.items()}
+    result = {"networks": list(({network["name"]: network for network in earlier} | measured).values())}
     write_json(asked.out, result)
     write_bytes(asked.out.with_suffix(".md"), markdown(result).encode())
     print(markdown(result))

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.correlation import POINTS, by_point, correlations, mean_of, picture, published, weight_rows
+from benchmarks.correlation import POINTS, by_point, correlations, main, mean_of, picture, published, weight_rows
+from edgeface.checkpoint import save_checkpoint
+from edgeface.files import read_json
 from edgeface.models.network import MultiTaskNetwork, build_network, model_spec
 from edgeface.specs import NetworkSpec, output_spec
 
@@ -85,3 +87,24 @@ def test_the_picture_shows_the_matrix(network: MultiTaskNetwork, tmp_path: Path)
     one, other = (np.asarray(Image.open(tmp_path / name).convert("RGB"), int) for name in ("one.png", "other.png"))
     assert one.shape == other.shape
     assert (np.abs(one - other).sum(axis=2) > 60).mean() > 0.02  # the diagonal alone turns from red to blue
+
+
+def test_a_network_stays_in_the_file_until_one_of_its_name_is_measured(tmp_path: Path) -> None:
+    spec = NetworkSpec(backbone="tcdcn", input_px=40)
+    model = model_spec(spec, [output_spec("landmarks5", mean_shape=MEAN), output_spec("smile")])
+    for seed in (0, 1):
+        weights = build_network(spec, model, seed=seed).state_dict()
+        save_checkpoint(tmp_path / str(seed), kind="teacher", network=spec, model=model, weights=weights, provenance={})
+    out = tmp_path / "correlation.json"
+
+    def found(*arguments: str) -> dict[str, list[str]]:
+        main([*arguments, "--out", str(out)])
+        return {network["name"]: network["checkpoint"] for network in read_json(out)["networks"]}
+
+    first = found(f"a={tmp_path / '0'}")
+    both = found(f"b={tmp_path / '1'}")
+    assert both == {**first, "b": both["b"]}
+    assert found(f"a={tmp_path / '1'}") == {"a": both["b"], "b": both["b"]}  # the twin: the same name again
+    assert f"`python -m benchmarks.correlation a={tmp_path / '1'}`" in out.with_suffix(".md").read_text(
+        encoding="utf-8"
+    )
