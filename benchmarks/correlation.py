@@ -209,7 +209,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         named[name].append(Path(folder))
     earlier = read_json(asked.out)["networks"] if asked.out.is_file() else []
     measured = {name: measure(name, folders, asked.out) for name, folders in named.items()}
-    result = {"networks": list(({network["name"]: network for network in earlier} | measured).values())}
+    result = {
+        "networks": list(({network["name"]: network for network in earlier} | measured).values()),
+        "conditions": {"machine": cpu(), "versions": versions()},  # of those measured now; each has its own
+    }
     write_json(asked.out, result)
     write_bytes(asked.out.with_suffix(".md"), markdown(result).encode())
     print(markdown(result))

@@ -107,7 +107,7 @@ def published(result: Mapping[str, Any]) -> list[dict[str, Any]]:
             "says": f"{name} helps the {point}",
             "source": "Zhang et al., ECCV 2014, figure 5",
             "gains": [-difference for difference in _by_seed(rows[name], point)],
-            "reason": "",
+            "reason": "so few minutes leave the network underfitted, and an attribute takes capacity (landmarks table)",
         }
         for name in HELPED
         if name in rows

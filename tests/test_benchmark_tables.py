@@ -456,6 +456,14 @@ def test_every_finished_table_says_why_a_relation_did_not_hold_or_was_refused() 
     assert unexplained(load_tables(), read_records(RESULTS), former=read_former(RESULTS)) == []
 
 
+def test_the_readme_counts_the_finished_tables() -> None:
+    tables, records, former = load_tables(), read_records(RESULTS), read_former(RESULTS)
+    finished = sum(not gather(each, records, former=former).missing for each in tables.values())
+    counted = f"{finished} of the {len(tables)} tables are finished"
+    words = " ".join((RESULTS.parents[2] / "README.md").read_text(encoding="utf-8").split())
+    assert counted in words
+
+
 def test_a_relation_without_a_source_is_refused(written: Path) -> None:
     relation = '[[relations]]\nsays = "it helps"\nsource = "{}"\nbetter = "heavy"\nthan = "light"\ncolumn = "all"\n'
     path = written / "tables" / "weights.toml"
