@@ -6,8 +6,9 @@
 
 Inputs are mutations of whole files: bytes flipped, cut, repeated and exchanged; values of JSON and TOML replaced,
 removed and moved; headers of safetensors and .npy rewritten with their lengths put right; checksums and digests put
-right as well, so that the readers behind them are reached. Each input is a pure function of seed and index. A reader
-may return or raise EdgefaceError; anything else, and more than `SLOW_S` of CPU time or `MEMORY_BYTES`, is found.
+right as well, so that the readers behind them are reached. Each input is a pure function of seed and index; those of
+`mil` in one process alone, since two conversions to Core ML differ in their identifiers. A reader may return or raise
+EdgefaceError; anything else, and more than `SLOW_S` of CPU time or `MEMORY_BYTES`, is found.
 
 Files that native code reads are tried as `try_apart` tries them, then opened, timed and run, all in one process forked
 for each input. A file that ends the trial is refused, which is what the trial is for, and counted in a column of its
