@@ -85,7 +85,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     """The page of a result."""
     lines = [f"# What these faces can tell of {result['task']}", "", *ABOUT.splitlines(), ""]
     for source in result["sources"]:
-        lines += [f"## {source['source']}, {source['faces']:,} faces", "", f"Figures are {heading(source['column'])}.", ""]
+        lines += [f"## {source['source']}, {source['faces']:,} faces", ""]
+        lines += [f"Figures are {heading(source['column'])}.", ""]
         lines += ["| | each seed | difference, each seed (95 % interval) | mean difference (95 % interval) |"]
         lines += ["|---|---|---|---:|"]
         for place, row in enumerate(source["rows"]):

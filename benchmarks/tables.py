@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 DEFINITIONS = Path(__file__).with_suffix("")
 RESULTS = Path(__file__).parent / "results" / "tables"
 FORMAT = 1  # raise it when the same recipe and data begin to give other figures
+OWN = "edgeface's"  # a relation whose source begins so is published nowhere
 EXPLAINED = ("did not hold", "undecided", "REFUSED")  # verdicts beside which a relation's reason is printed
 Record = dict[str, Any]
 
@@ -76,12 +77,14 @@ class Row:
     Attributes:
         recipe: Name of a packaged recipe.
         stage: What is scored, and the last stage that is trained; "" takes the table's.
+        converged: As the table's, of a row whose loss has other best constant answers than its neighbours'; 0 takes it.
     """
 
     ALONE: ClassVar[str] = "recipe"
 
     recipe: str
     stage: str = ""
+    converged: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +127,8 @@ class Table:
         stage: What is scored.
         seeds: Of each row.
         converged: Largest share of the loss of raw answers of 0 on the main task that a row's may end at.
+        apart: Whether no task is the main one: each is held to `converged`, and a row is refused at the columns of the
+            tasks that do not reach it alone.
         against: Row that the others' errors are held against, task by task; "" leaves that column out.
         same_steps: Whether rows trained for other numbers of steps than the first are refused.
         curves: Whether validation curves are kept and drawn.
@@ -138,6 +143,7 @@ class Table:
     stage: str = "teacher"
     seeds: tuple[int, ...] = (0, 1, 2)
     converged: float = 0.5
+    apart: bool = False
     against: str = ""
     same_steps: bool = True
     curves: bool = False
@@ -436,13 +442,33 @@ def verdict_of(record: Record, table: Table, *, steps: int | None = None) -> str
         return f"{record['outcome']}: {record['reason']}"
     main = table.columns[0].partition(".")[0]
     task = main if main in record["loss_after"] else next(iter(record["loss_after"]), "")
-    if task:
-        share = record["loss_after"][task] / record["loss_before"][task]
-        if not share <= table.converged:
-            return f"UNCONVERGED: {task}'s loss ended at {share:.2f} of what answers of 0 lose"
+    if task and not table.apart and (why := _unconverged(record, table, task)):
+        return why
     if table.same_steps and steps is not None and record["steps"] != steps:
         return f"OTHER_LENGTH: {record['steps']} steps, not {steps}"
     return "MEASURED"
+
+
+def _unconverged(record: Record, table: Table, task: str) -> str:
+    """Why a record's figures of a task do not count, or ""."""
+    places = {(row.recipe, row.stage or table.stage): row for row in table.rows}
+    row = places.get((record["recipe"], record["stage"]))
+    share = record["loss_after"][task] / record["loss_before"][task]
+    bound = (row.converged if row else 0.0) or table.converged
+    return "" if share <= bound else f"UNCONVERGED: {task}'s loss ended at {share:.2f} of what answers of 0 lose"
+
+
+def _of_what_converged(record: Record, table: Table) -> tuple[Record, list[str]]:
+    """A record of a table whose tasks are judged apart, without the figures of tasks that did not converge; why not."""
+    faults = {task: why for task in record["loss_after"] if (why := _unconverged(record, table, task))}
+    kept = {
+        split: {
+            source: {task: figures for task, figures in found.items() if task not in faults}
+            for source, found in record[split].items()
+        }
+        for split in ("val", "test")
+    }
+    return record | kept, list(faults.values())
 
 
 Key = tuple[str, str]  # recipe and stage
@@ -454,7 +480,7 @@ class Found:
 
     Attributes:
         good: Recipe and stage to seed to the record.
-        refused: (recipe, stage, seed) to why it does not stand in the table.
+        refused: (recipe, stage, seed) to why it, or a task's figures of it, does not stand in the table.
         missing: Trainings that have not run, or not as recipe and data are now.
         outdated: Those of `missing` that have a record of a former recipe or of former data.
     """
@@ -492,12 +518,22 @@ def gather(table: Table, records: Sequence[Record], *, former: Collection[str] =
                 missing.append(Training(recipe=row.recipe, stage=stage, seed=seed))
                 continue
             verdict = verdict_of(record, table, steps=steps)
-            if verdict == "MEASURED":
-                good[row.recipe, stage][seed] = record
-            else:
+            if verdict != "MEASURED":
                 refused[row.recipe, stage, seed] = verdict
+                continue
+            kept, faults = _of_what_converged(record, table) if table.apart else (record, [])
+            good[row.recipe, stage][seed] = kept
+            if faults:
+                refused[row.recipe, stage, seed] = "; ".join(faults)
     outdated = tuple(one for one in missing if (one.recipe, one.stage, one.seed) in past)
     return Found(good=good, refused=refused, missing=tuple(missing), outdated=outdated)
+
+
+def _figures_beside(record: Record, table: Table) -> str:
+    """What a refused record would have put into the table, to be read beside the reason."""
+    values = {column: value_of(record, column) for column in table.columns}
+    told = [f"{heading(column)} {shown(column, value):.2f}" for column, value in values.items() if value is not None]
+    return f" (it had {', '.join(told)})" if told else ""
 
 
 def shown(column: str, value: float) -> float:
@@ -564,6 +600,7 @@ def verdict_over(gains: Sequence[float], *, within: float = 0.0) -> str:
 
 # Pages beside the tables, in benchmarks/results: their modules say in `published` what was published of them.
 BESIDE = ("cascade", "point_errors", "correlation")
+ALSO = ("paired",)  # pages without anything published
 
 
 def beside(results: Path) -> list[str]:
@@ -577,6 +614,10 @@ def beside(results: Path) -> list[str]:
         lines = [line | {"verdict": verdict_over(line["gains"]), "seeds": len(Table.seeds)} for line in lines]
         title = path.with_suffix(".md").read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
         sections.append(f"## [{title}](../{name}.md)\n\n{published_table(lines)}")
+    for name in ALSO:
+        if (results / f"{name}.md").is_file():
+            title = (results / f"{name}.md").read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+            sections.append(f"## [{title}](../{name}.md)")
     weights = results / "task_weights.json"
     if weights.is_file():
         from benchmarks.task_weights import ends
@@ -643,7 +684,12 @@ def markdown(name: str, table: Table, records: Sequence[Record], *, former: Coll
         state += f"; {len(found.missing)} are NOT_RUN ({names})"
     if found.outdated:
         state += f", {len(found.outdated)} of them since recipe or data changed: their former figures do not count"
-    refused = [f"* `{recipe}`, {stage}, seed {seed}: {why}" for (recipe, stage, seed), why in found.refused.items()]
+    own = {(each["recipe"], each["stage"], each["seed"]): each for each in records if each["key"] not in former}
+    refused = [
+        f"* `{recipe}`, {stage}, seed {seed}: {why}{_figures_beside(own[recipe, stage, seed], table)}"
+        for (recipe, stage, seed), why in found.refused.items()
+    ]
+    heads_of_refused = "Refused, at the columns of these tasks alone:" if table.apart else "Refused:"
     published = published_table(judged(table, found))
     parts = [
         f"# {table.title}",
@@ -651,7 +697,7 @@ def markdown(name: str, table: Table, records: Sequence[Record], *, former: Coll
         _conditions(name, table, good),
         "\n".join(lines),
         f"{state}.",
-        *(["Refused:\n\n" + "\n".join(refused)] if refused else []),
+        *([f"{heads_of_refused}\n\n" + "\n".join(refused)] if refused else []),
         *([f"![Validation curves]({name}.png)"] if table.curves and good else []),
         *(
             [
@@ -701,13 +747,15 @@ def index(
         others: Sections of what was measured beside the tables, as `beside` gives them.
     """
     outcomes = ("held", "did not hold", "undecided", "REFUSED", "NOT_RUN")
-    lines = [f"| table | trainings | {' | '.join(outcomes)} |", "|" + "---|" * (2 + len(outcomes))]
+    lines = [f"| table | trainings | {' | '.join(outcomes)} | own |", "|" + "---|" * (3 + len(outcomes))]
     sections = []
     for name, table in tables.items():
         found = gather(table, records, former=former)
         verdicts = judged(table, found)
         good = sum(len(own) for own in found.good.values())
-        counts = [sum(line["verdict"] == outcome for line in verdicts) for outcome in outcomes]
+        published = [line for line in verdicts if not line["source"].startswith(OWN)]
+        counts = [sum(line["verdict"] == outcome for line in published) for outcome in outcomes]
+        counts.append(len(verdicts) - len(published))
         cells = [f"[{name}]({name}.md)", f"{good} of {len(table.rows) * len(table.seeds)}", *map(str, counts)]
         lines.append("| " + " | ".join(cells) + " |")
         if verdicts:
@@ -719,7 +767,8 @@ def index(
         "NOT_RUN before two seeds of both rows are there, and REFUSED where they are there and did not converge. "
         "Differences are of the same seed, in the unit of the table's "
         "column (of all columns at once: percent of the errors), above 0 where the published row is the better one. "
-        "What was measured beside the tables stands below them, under the same rule.",
+        "What was measured beside the tables stands below them, under the same rule. What edgeface asks and nobody has "
+        "published (`own`) is judged by it too, and is not counted among the published.",
         "\n".join(lines),
         *sections,
         *others,
@@ -755,9 +804,11 @@ def _conditions(name: str, table: Table, good: Sequence[Record]) -> str:
     text += f"; {' or '.join(f'{n:,}' for n in steps)} steps each. "
     machines = sorted({f"{record['machine']}, torch {record['versions']['torch']}" for record in good})
     text += f"One thread of {'; '.join(machines)}. "
+    others = [f"`{row.recipe}` at {row.converged:g}" for row in table.rows if row.converged]
     text += (
-        "A row is refused when the main task's loss on the training faces does not end at or below "
-        f"{table.converged:g} of what raw answers of 0 lose, where single-task training starts."
+        f"{'A task of a row' if table.apart else 'A row'} is refused when the {'' if table.apart else 'main '}task's "
+        f"loss on the training faces does not end at or below {table.converged:g} of what raw answers of 0 lose, where "
+        f"single-task training starts{''.join(f', {each}' for each in others)}."
     )
     return text
 

@@ -137,9 +137,9 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 ABOUT = """\
-Zhang et al. (ECCV 2014) learn λ, the weight of each auxiliary task, by gradient descent on the weighted sum, and do not
-say what keeps it positive. Its gradient is the task's loss, which is never negative, so λ can only fall; here it is
-projected into [0.001, 1] after each step, and the main task keeps its weight of 1."""
+Zhang et al. (ECCV 2014) learn λ, the weight of each auxiliary task, by gradient descent on the weighted sum (Adam's
+steps here), and do not say what keeps it positive. Its gradient is the task's loss, which is never negative, so λ can
+only fall; here it is projected into [0.001, 1] after each step, and the main task keeps its weight of 1."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

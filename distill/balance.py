@@ -2,6 +2,8 @@
 
 Every balancer takes the unweighted mean loss of each task, which tasks had a label in the batch, and the features that
 all heads read. What it learns is among the network's companions, so it is saved with step checkpoints and resumed.
+Where a balancer has parameters, the training loop takes Adam's steps on them, at the network's scheduled rate times
+`rate`: no source says how, except FAMO's, which has its own.
 """
 
 from __future__ import annotations
@@ -100,8 +102,9 @@ class Balancer(nn.Module):
 class Uncertainty(Balancer):
     """exp(−s)·L + s/2 for classes, exp(−s)·L/2 + s/2 for coordinates and scores, with s = log σ² learned.
 
-    It begins at the recipe's weights. For one task and a fixed L the best s is log 2L (log L for regression), at which
-    the weighted loss is constant.
+    Age counts among the classes, stage-wise age too, whose loss is a distance in years. It begins at the recipe's
+    weights. For one task and a fixed L the best s is log 2L (log L for regression), at which the weighted loss is
+    constant.
 
     Source:
         Kendall, Gal and Cipolla, Multi-Task Learning Using Uncertainty, arXiv:1705.07115, section 3.2, written with the
@@ -191,9 +194,13 @@ class NaiveDynamic(Balancer):
 class Dynamic(NaiveDynamic):
     """The same layer, trained on Σ w/(L + σ) instead: it moves weight to the task whose loss is large.
 
+    L is the task's loss times its weight in the recipe, which sets the unit in which losses are compared; under weights
+    of 1 it is the published one.
+
     Source:
         Ming et al., arXiv:1911.03281, section 3.2, σ = 0.01. The released code lets the weighted sum reach the trunk
-        through the weights; here they are detached in it, as the text has it.
+        through the weights; here they are detached in it, as the text has it. There are no weights of tasks beside the
+        generated ones in it: that L is the weighted loss is ours.
     """
 
     def total(self, losses: Tensor, present: Tensor, features: Tensor) -> Tensor:
@@ -210,7 +217,8 @@ class GradNorm(Balancer):
     Lengths are taken at the features that all heads read, in place of the weights of the last shared layer.
 
     Source:
-        Chen et al., GradNorm, arXiv:1711.02257, algorithm 1; α = `alpha`.
+        Chen et al., GradNorm, arXiv:1711.02257, algorithm 1; α = `alpha`, by default 1.5, as in their experiments on
+        NYUv2.
     """
 
     def __init__(self, weights: Mapping[str, float], spec: BalancerSpec, *, features: int) -> None:

@@ -135,6 +135,9 @@ def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
 def relations(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
     """One minus the correlation of softened classes: within each sample, and of each class over the batch.
 
+    Of two classes the part within a sample is 0 or 2, whichever class is the larger, and has no gradient: there the
+    part over the batch alone teaches.
+
     Args:
         student: (B, C) logits.
         teacher: (B, C) logits.

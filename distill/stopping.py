@@ -1,10 +1,10 @@
 """Task-wise early stopping: an auxiliary task that has begun to overfit no longer takes part.
 
 Source:
-    Zhang et al., Facial Landmark Detection by Deep Multi-task Learning, ECCV 2014, eq. 5. The window, the threshold and
-    how often it is looked at are not published: they are the recipe's. Stopping all auxiliary tasks together, and then
-    finetuning landmarks with weight decay 0, is a published re-implementation's; that it looks at the mean of the
-    tasks' criteria is ours.
+    Zhang et al., Facial Landmark Detection by Deep Multi-task Learning, ECCV 2014, eq. 5, whose symbols and terms are
+    confirmed, not its typesetting. The window, the threshold and how often it is looked at are not published: they are
+    the recipe's. Stopping all auxiliary tasks together, and then finetuning landmarks with weight decay 0, is a
+    published re-implementation's; that it looks at the mean of the tasks' criteria is ours.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class Stopping(nn.Module):
 
     @property
     def finetunes(self) -> bool:
-        """Whether only the main task is left."""
-        return len(self.tasks) > 1 and not bool(self.active[1:].any())
+        """Whether the main task, left alone, is to be finetuned: under "all" alone."""
+        return self.spec.mode == "all" and len(self.tasks) > 1 and not bool(self.active[1:].any())
 
     @torch.no_grad()
     def saw(self, losses: Tensor, present: Tensor) -> None:

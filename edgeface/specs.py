@@ -328,7 +328,8 @@ class AugmentSpec:
         translation: Largest shift either way, in nominal crop sides.
         mirror_share: Share of samples mirrored.
         brightness: Largest shift either way, as a share of 255.
-        contrast: Largest relative change either way.
+        exposure: Largest relative change of every value either way: what other tools call brightness, as torchvision.
+        contrast: Largest relative change of the distance to mid-grey either way.
         saturation: Largest relative change either way.
         hue: Largest turn of the colours either way, as a share of a full turn.
         shear_deg: Largest slant of the face either way, degrees.
@@ -338,6 +339,8 @@ class AugmentSpec:
         jpeg_share: Share that gets JPEG-like 8x8 block quantization.
         occlusion_share: Share that gets a patch placed by the landmarks.
     """
+
+    LATER: ClassVar[tuple[str, ...]] = ("exposure",)
 
     rotation_deg: float = 30.0
     scale: tuple[float, float] = (0.85, 1.25)
@@ -353,11 +356,12 @@ class AugmentSpec:
     hue: float = 0.0
     shear_deg: float = 0.0
     border: str = "repeat"
+    exposure: float = 0.0
 
     def __post_init__(self) -> None:
         low, high = self.scale
         shares = ("mirror_share", "blur_share", "jpeg_share", "occlusion_share", "brightness")
-        changes = ("contrast", "saturation")
+        changes = ("contrast", "saturation", "exposure")
         _refuse(
             _unless(0.0 <= self.rotation_deg <= 180.0, "rotation_deg", self.rotation_deg, "0 to 180 degrees"),
             _unless(0.2 <= low <= high <= 3.0, "scale", self.scale, "two factors, 0.2 <= low <= high <= 3"),
@@ -662,6 +666,10 @@ class DistillSpec:
         taps: Which layers are compared, as "STUDENT:TEACHER" names of their trunks' layers, or "features" for what the
             heads read; empty takes the last maps (attention, hint) or the features (relational, cosine).
         classifier: Which of the teacher's gives its answers, where it has both: "softmax", its own heads, or "forest".
+
+    Source:
+        Hinton et al., arXiv:1503.02531. 2M BeautyNet with distillation publishes neither share nor temperature: the
+        defaults are ours.
     """
 
     soft: float = 0.5

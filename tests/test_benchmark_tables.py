@@ -42,6 +42,7 @@ from benchmarks.tables import (
     starts,
     trainings,
     unexplained,
+    value_of,
     verdict_of,
     worsening,
     write_tables,
@@ -350,6 +351,63 @@ def test_a_row_whose_loss_did_not_fall_is_refused() -> None:
     assert found.refused["a", "teacher", 1] == "UNCONVERGED: landmarks5's loss ended at 0.51 of what answers of 0 lose"
     assert ("b", "teacher", 1) in found.refused, "a loss that is no number fell nowhere"
     assert not gather(table(converged=0.52), records[:3]).refused, "twin: under a looser factor it stands"
+
+
+def test_a_row_may_be_held_to_a_bound_of_its_own() -> None:
+    rows = (Row(recipe="a"), Row(recipe="b", converged=0.9))
+    records = [record("a", fell_to=0.8), record("b", fell_to=0.8), record("b", seed=1, fell_to=0.95)]
+    found = gather(table(rows=rows), records)
+    assert ("a", "teacher", 0) in found.refused, "the twin: the table's bound of 0.5"
+    assert set(found.good["b", "teacher"]) == {0}
+    assert "`b` at 0.9" in markdown("t", table(rows=rows), records)
+
+
+def test_where_tasks_are_judged_apart_only_the_columns_of_those_that_did_not_learn_are_refused() -> None:
+    def both(recipe: str, *, landmarks: float, gender: float, nme: float) -> Any:
+        made = record(recipe, nme=nme)
+        return made | {
+            "loss_before": {"landmarks5": 2.0, "gender": 1.0},
+            "loss_after": {"landmarks5": 2.0 * landmarks, "gender": gender},
+        }
+
+    records = [both("a", landmarks=0.1, gender=0.9, nme=5.0), both("b", landmarks=0.1, gender=0.1, nme=6.0)]
+    records += [each | {"seed": 1, "key": f"{each['recipe']}-1"} for each in records]
+    relations = tuple(
+        Relation(says=column, source="s", better="a", than="b", column=column)
+        for column in ("landmarks5.nme_percent", "gender.accuracy")
+    )
+    apart = table(apart=True, relations=relations)
+    found = gather(apart, records)
+    assert found.refused["a", "teacher", 0] == "UNCONVERGED: gender's loss ended at 0.90 of what answers of 0 lose"
+    assert [line["verdict"] for line in judged(apart, found)] == ["held", "REFUSED"]
+    told = markdown("t", apart, records)
+    assert "(it had landmarks5: mean error, % 5.00, gender: accuracy, % 90.00)" in told
+    assert "| `a` | 2 | 5.00 ± 0.00 | 5.00 ± 0.00 | – |" in told
+    whole = table(relations=relations)
+    assert [line["verdict"] for line in judged(whole, gather(whole, records))] == ["held", "undecided"], (
+        "the twin: by its main task the row stands whole"
+    )
+
+
+def test_every_column_of_a_finished_table_has_a_figure() -> None:
+    records = read_records(RESULTS)
+    former = read_former(RESULTS)
+    for name, one in load_tables().items():
+        found = gather(one, records, former=former)
+        if not found.missing:
+            good = [each for own in found.good.values() for each in own.values()]
+            for column in one.columns:
+                assert any(value_of(each, column) is not None for each in good), f"{name}: {column}"
+
+
+def test_what_edgeface_asks_is_not_counted_among_the_published() -> None:
+    def asked(source: str) -> str:
+        relation = Relation(says="s", source=source, better="a", than="b", column="landmarks5.nme_percent")
+        one = table(relations=(relation,))
+        return index({"t": one}, [record(name, seed=seed) for name in ("a", "b") for seed in (0, 1)])
+
+    assert "| [t](t.md) | 4 of 4 | 0 | 0 | 0 | 0 | 0 | 1 |" in asked("edgeface's question")
+    assert "| [t](t.md) | 4 of 4 | 0 | 0 | 1 | 0 | 0 | 0 |" in asked("a paper")
 
 
 def test_a_row_of_another_length_is_refused() -> None:

@@ -47,8 +47,9 @@ from edgeface.tasks import TASKS, Kind
     _COVER_Y,
     _HUE,
     _SHEAR,
-) = range(24)
-_DRAWS = 24
+    _EXPOSURE,
+) = range(25)
+_DRAWS = 25
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG uses it
 _PATCH_SIDE = (0.08, 0.4)  # width and height of a covering patch, in output crop sides
@@ -265,13 +266,15 @@ def _resample(images: Tensor, to_packed: Tensor, *, out_px: int, margin: float, 
 
 
 def _change_light(pictures: Tensor, draw: Tensor, *, spec: AugmentSpec) -> None:
-    """Hue, brightness, contrast about mid-grey and saturation, in place on (B, 3, H, W)."""
+    """Hue, exposure, brightness, contrast about mid-grey and saturation, in place on (B, 3, H, W)."""
 
     def column(index: int, amount: float) -> Tensor:
         return ((draw[:, index] * 2.0 - 1.0) * amount).float()[:, None, None, None]
 
     if spec.hue > 0.0:
         _turn_hue(pictures, column(_HUE, 2.0 * math.pi * spec.hue))
+    if spec.exposure > 0.0:
+        pictures.mul_(1.0 + column(_EXPOSURE, spec.exposure)).clamp_(max=255.0)
     contrast = 1.0 + column(_CONTRAST, spec.contrast)
     if spec.saturation > 0.0:
         colour = 1.0 + column(_SATURATION, spec.saturation)

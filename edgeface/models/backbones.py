@@ -356,15 +356,17 @@ def _tcdcn(
 
 
 def tcdcn(*, width: float, input_px: int, head: str, activation: str = "relu") -> Built:
-    """TCDCN as published, with ordinary convolutions: z-scored grey picture, |tanh|, 100 shared features.
+    """TCDCN's layers with ordinary convolutions: z-scored grey picture, |tanh|, 100 shared features.
 
     A research network: 77,236 parameters at 40 px, but no integer form; `tcdcn_relu` deploys.
 
     Source:
         Zhang et al., Facial Landmark Detection by Deep Multi-task Learning, ECCV 2014, figure 2 and section 3; the
-        z-score is that of a published re-implementation. Assumed, since the sources are silent: |tanh| stands before
-        the pooling and behind the 100 features too. Landmarks are in sides of the crop, the published pixels over 40;
-        as everywhere here the network gives their offset from the mean shape, which only moves the last bias.
+        z-score is that of a published re-implementation. Whether the published convolutions share their weights is
+        unconfirmed: `tcdcn_local` and `tcdcn_unshared` are the other readings. Assumed, since the sources are silent:
+        |tanh| stands before the pooling and behind the 100 features too. Landmarks are in sides of the crop, the
+        published pixels over 40; as everywhere here the network gives their offset from the mean shape, which only
+        moves the last bias.
 
     A learning rate of 3e-3 (adamw) drives its tanh towards the rails; 1e-3 and below train.
     """
@@ -372,12 +374,20 @@ def tcdcn(*, width: float, input_px: int, head: str, activation: str = "relu") -
 
 
 def tcdcn_local(*, width: float, input_px: int, head: str, activation: str = "relu") -> Built:
-    """`tcdcn` with a locally connected fourth convolution: 126,580 parameters at 40 px."""
+    """`tcdcn` with a locally connected fourth convolution: 126,580 parameters at 40 px.
+
+    Source:
+        A published re-implementation of Zhang et al., ECCV 2014, which says that it can be.
+    """
     return _tcdcn("tcdcn_local", unshared=(4,), width=width, input_px=input_px, head=head, activation=activation)
 
 
 def tcdcn_unshared(*, width: float, input_px: int, head: str, activation: str = "relu") -> Built:
-    """`tcdcn` without any shared weight: 3,410,020 parameters at 40 px. Assumed: biases are not shared either."""
+    """`tcdcn` without any shared weight: 3,410,020 parameters at 40 px. Assumed: biases are not shared either.
+
+    Source:
+        Zhang et al., ECCV 2014, as it is remembered: that no convolution there shares weights is unconfirmed.
+    """
     return _tcdcn(
         "tcdcn_unshared", unshared=(1, 2, 3, 4), width=width, input_px=input_px, head=head, activation=activation
     )

@@ -181,6 +181,17 @@ def test_the_dynamic_layer_follows_its_own_loss_alone() -> None:
     assert not torch.allclose(gradients[2], wrong[1], atol=1e-3)
 
 
+def test_the_dynamic_layer_compares_losses_in_the_unit_of_the_recipe() -> None:
+    """The larger loss has so small a weight in the recipe that, weighted, it is the smaller one."""
+    losses = torch.tensor([0.5, 2.0])
+    weighted = made("dynamic", {"gender": 1.0, "smile": 0.1})
+    descend(weighted, losses, steps=200)
+    assert weighted.shares(FEATURES)[0] > 1.5
+    plain = made("dynamic")  # the twin: under weights of 1 the loss itself decides
+    descend(plain, losses, steps=200)
+    assert plain.shares(FEATURES)[1] > 1.5
+
+
 def test_the_dynamic_layer_reads_a_map_as_its_values_laid_end_to_end() -> None:
     """As the publication does, whose tasks branch off a map and not a vector."""
     features = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(0))

@@ -276,8 +276,8 @@ def test_a_training_in_half_floats_learns_under_a_balancer(name: str, tmp_path: 
     assert loss() < 0.8 * before
 
 
-@pytest.mark.parametrize("mode", ["all", "none"])
-def test_once_every_auxiliary_task_is_stopped_the_main_one_goes_on_without_weight_decay(
+@pytest.mark.parametrize("mode", ["all", "each", "none"])
+def test_only_tasks_stopped_together_leave_the_main_one_without_weight_decay(
     mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[torch.optim.Optimizer] = []

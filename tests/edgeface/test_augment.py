@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from edgeface.config import load_recipe
 from edgeface.data.augment import augment, blur, compress, hash64, uniform
 from edgeface.errors import UnsupportedError
 from edgeface.specs import AugmentSpec
@@ -240,6 +241,8 @@ def test_the_share_of_covered_samples_is_the_recipes() -> None:
     [
         # The first draw of each test is the same; brightness moves all levels by one amount.
         ({"brightness": 0.1}, lambda before, after: (after - before).flatten(1).std(dim=1).max() <= 0.5),
+        # Exposure multiplies all levels by one factor: what they were to each other they stay.
+        ({"exposure": 0.3}, lambda before, after: (after / before).flatten(1).std(dim=1).max() <= 0.005),
         # Contrast leaves mid-grey where it is and keeps the order of levels.
         ({"contrast": 0.3}, lambda before, after: ((after - 128).sign() * (before - 128).sign() >= 0).all()),
         # Saturation leaves the luma where it is, up to rounding of three channels.
@@ -296,11 +299,37 @@ def test_beyond_the_crop_it_is_white_or_repeated_as_the_recipe_says() -> None:
     assert (white[:, :, 12:20, 12:20] == 0.0).all()
 
 
+def test_exposure_is_a_factor_up_to_its_amount_and_stops_at_white() -> None:
+    spec = dataclasses.replace(STILL, exposure=0.3)
+    levels = torch.tensor([20, 100, 250], dtype=torch.uint8).repeat_interleave(3).view(1, 1, 3, 3).repeat(64, 1, 1, 1)
+    pictures = levels.repeat(1, 3, 1, 1)  # (64, 3, 3, 3): three columns of one grey each
+    after, _ = augment(pictures, {}, spec=spec, margin=1.0, out_px=3, seed=0, epoch=0, ids=torch.arange(64))
+    factors = after[:, 0, 1] / torch.tensor([20.0, 100.0, 250.0])
+    assert factors[:, 1].min() >= 0.69
+    assert 1.25 < factors[:, 1].max() <= 1.31
+    assert factors[:, 1].min() < 0.75
+    assert after.max() == 255.0
+    shifted, _ = augment(
+        pictures,
+        {},
+        spec=dataclasses.replace(STILL, brightness=0.3),
+        margin=1.0,
+        out_px=3,
+        seed=0,
+        epoch=0,
+        ids=torch.arange(64),
+    )
+    moved = shifted[:, 0, 1] - torch.tensor([20.0, 100.0, 250.0])
+    assert (moved[:, 0] - moved[:, 1]).abs().median() <= 1.0  # the twin: brightness is a shift, the same for all levels
+    assert (after[:, 0, 1, 1] - 100.0).abs().mean() > 3.0 * (after[:, 0, 1, 0] - 20.0).abs().mean()
+
+
 def test_the_transforms_of_the_attribute_notes_are_a_recipe_of_their_own() -> None:
     """RandomCrop 112 of 128, flip, jitter .3, affine 20 degrees, .1, .8 to 1.2, no shear, no hue, white beyond."""
     spec = AugmentSpec(
         mirror_share=0.5,
-        brightness=0.3,
+        brightness=0.0,
+        exposure=0.3,
         contrast=0.3,
         saturation=0.3,
         hue=0.0,
@@ -316,6 +345,8 @@ def test_the_transforms_of_the_attribute_notes_are_a_recipe_of_their_own() -> No
     images, labels = moved(faces(1), 1, spec=spec)
     assert images.shape == (16, 3, OUT, OUT)
     assert torch.isfinite(labels["landmarks5"]).all()
+    packaged = load_recipe("transforms-notes").augment
+    assert (packaged.exposure, packaged.brightness, packaged.border) == (spec.exposure, spec.brightness, spec.border)
 
 
 def luma(pictures: Tensor) -> Tensor:
