@@ -680,12 +680,16 @@ def page(found: Mapping[str, Any], *, recipe: str) -> str:
     return f"""# All tasks in one network
 
 `python -m benchmarks.all_tasks` over the runs of `{recipe}`; conditions in the JSON. Mean ± standard deviation over
-the seeds (their number in brackets), one teacher for all. Bold figures stand for their task below. The w8a8 file runs
-in LiteRT. `expression8` is FER+'s own protocol: eight emotions, of which the network does not know contempt. London was
-never trained on; its two rated sets had other raters than MEBeauty and than each other. Gaps are the best group minus
-the worst, with 95 % intervals (faces drawn anew inside each group); "by chance" is where 95 % of the gaps lie when the
-same faces are dealt to the groups at random. The intervals of gains and costs come of drawing faces anew, the same for
-all models: what other seeds would do is in the seeds' own spread.
+the seeds (their number in brackets), one teacher for all. Bold figures stand for their task below, and these alone are
+judged there. The w8a8 file runs in LiteRT. Crops of mtfl@test use three averages over its labels, as the corpus's notes
+give them; what a face detector's box changes stands in detector.md. `expression8` is FER+'s own protocol: eight
+emotions, of which the network does not know contempt. Scores of beauty are on 0 to 1. London was never trained on; its
+two rated sets had other raters than MEBeauty and than each other. The intervals of gains and costs come of drawing
+faces anew, the same for all models: what other seeds would do is in the seeds' own spread.
+
+Gaps are the best group minus the worst, with 95 % intervals (faces drawn anew inside each group). The best of several
+groups is chosen by the same faces, so a gap is never below 0 and comes out too large, the more so with few faces:
+"by chance" is where 95 % of the gaps lie when the same faces are dealt to the groups at random.
 
 {markdown(found)}"""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from benchmarks.all_tasks import (
     DIVISIONS,
     FIGURES,
+    RESULT,
     Division,
     Figure,
     commands,
@@ -343,3 +345,11 @@ def test_tiny_runs_fill_the_tables(tmp_path: Path) -> None:
     text.write_text(text.read_text(encoding="utf-8").replace("smile = 0.3", "smile = 0.9"), encoding="utf-8")
     with pytest.raises(ConfigError, match="differ in more than distillation"):
         measure(places(CPU, tmp_path, seeds=(0, 1)), root=tmp_path, figures=figures, divisions=divisions)
+
+
+def test_the_committed_page_is_that_of_its_figures() -> None:
+    found = json.loads(RESULT.read_text(encoding="utf-8"))
+    text = RESULT.with_suffix(".md").read_text(encoding="utf-8")
+    assert page(found, recipe=found["recipe"]) == text
+    found["verdicts"][0]["costs"][0] += 0.1
+    assert page(found, recipe=found["recipe"]) != text  # the twin
