@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,7 @@ from edgeface.files import remove_folder, settle, sha256_json
 from edgeface.metrics import main_metric
 from edgeface.models.folding import fold_norms
 from edgeface.models.network import MultiTaskNetwork, build_network, model_spec, take_over
-from edgeface.models.pretrained import load_published, published
+from edgeface.models.pretrained import IMAGENET_TERMS, load_published, published
 from edgeface.models.runner import TorchRunner
 from edgeface.models.taps import Taps, layer_shapes
 from edgeface.provenance import provenance
@@ -409,7 +409,7 @@ def save_stage(
     student: str = "",
     teacher: Checkpoint | None = None,
     answers: Answers | None = None,
-    start: Checkpoint | None = None,
+    start: tuple[Sequence[str], bool] = ((), False),
 ) -> Checkpoint:
     """Save a finished stage; the step checkpoint goes, so a stopped run ends with the same files as an unstopped one.
 
@@ -418,15 +418,14 @@ def save_stage(
         student: Path from `folder` to the float student of a QAT checkpoint; `build` takes the float files from it.
         teacher: What taught it: its terms are inherited.
         answers: As `teacher`.
-        start: What its weights began as: its terms are inherited, too.
+        start: Terms of what its weights began as, from `terms_of_start`: they are inherited, too.
     """
     from edgeface.config import dump_recipe
 
-    terms = [(data.licences, data.research_only)]
-    for origin in (start, teacher):
-        if origin is not None:
-            own = origin.manifest["provenance"]
-            terms.append((own["licences"], own["research_only"]))
+    terms = [(data.licences, data.research_only), start]
+    if teacher is not None:
+        own = teacher.manifest["provenance"]
+        terms.append((own["licences"], own["research_only"]))
     if answers is not None:
         terms.append((list(answers.licences), answers.research_only))
 
@@ -580,16 +579,21 @@ def _train_float(
         made_from=learned_from(teacher, answers),
         teacher=teacher,
         answers=answers,
-        start=begun_from(spec),
+        start=terms_of_start(spec),
     )
     remove_partial(folder)
     return checkpoint
 
 
-def begun_from(spec: TeacherSpec | StudentSpec) -> Checkpoint | None:
-    """The checkpoint whose trunk a stage's network begins with; None where it begins at random or as published."""
+def terms_of_start(spec: TeacherSpec | StudentSpec) -> tuple[Sequence[str], bool]:
+    """Licences of the weights that a stage's network begins with, and whether they are for research only."""
     start = spec.transfer.start
-    return load_checkpoint(Path(start)) if start not in ("", IMAGENET) else None
+    if start == "":
+        return (), False
+    if start == IMAGENET:
+        return (IMAGENET_TERMS,), False
+    own = load_checkpoint(Path(start)).manifest["provenance"]
+    return own["licences"], own["research_only"]
 
 
 def begin_network(spec: TeacherSpec | StudentSpec, model: ModelSpec, *, seed: int) -> MultiTaskNetwork:

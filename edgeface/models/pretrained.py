@@ -40,6 +40,8 @@ PUBLISHED = {
     "resnet50": Published(file="resnet50-0676ba61.pth", sha256="0676ba61"),
 }
 
+IMAGENET_TERMS = "torchvision's weights: BSD-3-Clause; trained on ImageNet, whose pictures have terms of their own"
+
 
 def published(backbone: str) -> Published:
     """Which file holds the weights of a backbone.

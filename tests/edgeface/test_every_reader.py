@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill.stages import TrainingData, begun_from, save_stage
+from distill.stages import TrainingData, save_stage, terms_of_start
 from distill.train import Trained
 from edgeface.checkpoint import Checkpoint
 from edgeface.cli.build import _refuse_research_only
@@ -23,7 +23,7 @@ from edgeface.data.pack import pack
 from edgeface.data.sources import READERS, open_source
 from edgeface.errors import DataError, UnsupportedError
 from edgeface.models.network import build_network, model_spec
-from edgeface.specs import NetworkSpec, Recipe, StudentSpec, TransferSpec, output_spec
+from edgeface.specs import IMAGENET, NetworkSpec, Recipe, StudentSpec, TransferSpec, output_spec
 from targets.model_card import _terms
 
 FACES = Path(__file__).resolve().parents[2] / "docs" / "faces.md"
@@ -110,18 +110,23 @@ def test_what_begins_with_research_only_weights_stays_so(written: Path, tmp_path
     """Neither a start from other weights nor quantization on freer faces washes the terms off."""
     bound, free = opened("mebeauty", written), opened("london", written)
     first = saved(bound, tmp_path / "first")
-    began = saved(free, tmp_path / "second", start=first).manifest["provenance"]
+    spec = StudentSpec(transfer=TransferSpec(start=str(first.folder)))
+    began = saved(free, tmp_path / "second", spec=spec).manifest["provenance"]
     assert began["research_only"]
     assert began["licences"] == [f"london: {free.licence}", f"mebeauty: {bound.licence}"]
     assert not saved(free, tmp_path / "third").manifest["provenance"]["research_only"], "the twin"
-    spec = StudentSpec(transfer=TransferSpec(start=str(first.folder)))
-    start = begun_from(spec)
-    assert start is not None
-    assert start.sha256 == first.sha256
-    assert begun_from(StudentSpec()) is None
 
 
-def saved(corpus: Corpus, folder: Path, *, start: Checkpoint | None = None) -> Checkpoint:
+def test_what_begins_with_published_weights_says_so(written: Path, tmp_path: Path) -> None:
+    spec = StudentSpec(transfer=TransferSpec(start=IMAGENET))
+    began = saved(opened("london", written), tmp_path, spec=spec).manifest["provenance"]
+    assert any(licence.startswith("torchvision's weights: BSD-3-Clause") for licence in began["licences"])
+    assert not began["research_only"]
+    alone = saved(opened("london", written), tmp_path / "alone").manifest["provenance"]
+    assert not any("torchvision" in licence for licence in alone["licences"]), "the twin"
+
+
+def saved(corpus: Corpus, folder: Path, *, spec: StudentSpec | None = None) -> Checkpoint:
     """An untrained student's checkpoint, saved as a stage that learnt from these faces saves its own."""
     # Some of the tests' pictures are smaller than the corpus's own, and their crops lie outside.
     few = corpus.select(range(2))
@@ -142,7 +147,7 @@ def saved(corpus: Corpus, folder: Path, *, start: Checkpoint | None = None) -> C
         recipe=from_plain(Recipe, plain, where="tiny"),
         data=TrainingData(train=(packed,), val=(), root=folder, outputs=outputs, content_hash=""),
         made_from={},
-        start=start,
+        start=terms_of_start(spec or StudentSpec()),
     )
 
 
