@@ -418,14 +418,13 @@ def save_stage(
         student: Path from `folder` to the float student of a QAT checkpoint; `build` takes the float files from it.
         teacher: What taught it: its terms are inherited.
         answers: As `teacher`.
-        start: Terms of what its weights began as, from `terms_of_start`: they are inherited, too.
+        start: Terms of what its weights began as, as of `terms_of`: they are inherited, too.
     """
     from edgeface.config import dump_recipe
 
     terms = [(data.licences, data.research_only), start]
     if teacher is not None:
-        own = teacher.manifest["provenance"]
-        terms.append((own["licences"], own["research_only"]))
+        terms.append(terms_of(teacher))
     if answers is not None:
         terms.append((list(answers.licences), answers.research_only))
 
@@ -592,7 +591,12 @@ def terms_of_start(spec: TeacherSpec | StudentSpec) -> tuple[Sequence[str], bool
         return (), False
     if start == IMAGENET:
         return (IMAGENET_TERMS,), False
-    own = load_checkpoint(Path(start)).manifest["provenance"]
+    return terms_of(load_checkpoint(Path(start)))
+
+
+def terms_of(checkpoint: Checkpoint) -> tuple[Sequence[str], bool]:
+    """Licences of what a checkpoint was made of, and whether any of it is for research only."""
+    own = checkpoint.manifest["provenance"]
     return own["licences"], own["research_only"]
 
 

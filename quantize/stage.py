@@ -28,6 +28,7 @@ from distill.stages import (
     save_stage,
     stage_key,
     supervised_by,
+    terms_of,
     use_threads,
     watcher,
 )
@@ -104,7 +105,7 @@ def train_qat(
         people=people_in(batches),
         class_weights=label_weights(batches.class_counts, recipe.loss),
         seed=seed,
-        start=student,
+        start=terms_of(student),
     )
     trained = sample_names([part.keys for part in data.train])(train)(
         network,
@@ -135,7 +136,7 @@ def train_qat(
         made_from={"student": student.sha256, **learned_from(teacher, answers)},
         teacher=teacher,
         answers=answers,
-        start=student,
+        start=terms_of(student),
         student=os.path.relpath(student.folder.resolve(), folder.parent.resolve() / folder.name),
     )
     remove_partial(folder)
