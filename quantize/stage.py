@@ -105,7 +105,7 @@ def train_qat(
         people=people_in(batches),
         class_weights=label_weights(batches.class_counts, recipe.loss),
         seed=seed,
-        start=terms_of(student),
+        start=student,
     )
     trained = sample_names([part.keys for part in data.train])(train)(
         network,
