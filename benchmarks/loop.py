@@ -156,13 +156,15 @@ def _spent(found: dict[tuple[str, int, str], tuple[Any, ...]], file: str, name: 
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """One line a row; shares in percent."""
+    """One line a row; shares in percent, those outside the networks in bold where they are above the limit."""
     parts = ("forward", "backward", "teacher", "pictures", "losses", "optimizer", "average", "rest")
-    heads = ("recipe", "stage", "threads", "ahead", "images/CPU s", "outside, %", *parts)
+    heads = ("recipe", "stage", "threads", "ahead", "images/s", "images/CPU s", "outside, %", *parts)
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for row in rows:
         cells = [f"`{row['recipe']}`", row["stage"], str(row["threads"]), str(row["ahead"])]
-        cells += [f"{row['images_per_cpu_s']:.0f}", f"{100 * row['outside']:.1f}"]
+        outside = f"{100 * row['outside']:.1f}"
+        cells += [f"{row['images_per_s']:.0f}", f"{row['images_per_cpu_s']:.0f}"]
+        cells.append(f"**{outside}**" if row["outside"] > LIMIT else outside)
         lines.append("| " + " | ".join([*cells, *(f"{100 * row['shares'][part]:.1f}" for part in parts)]) + " |")
     return "\n".join(lines)
 
@@ -172,10 +174,11 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
 
 `python -m benchmarks.loop RECIPE --threads N`, conditions in the JSON. A few steps of each stage under Python's
 profiler; the columns after "outside" are shares of the loop's time in percent. "Outside" is all but the networks:
-forward and backward of the one that is trained, and its teacher's forward. "Threads" compute the networks, "ahead" is
-how many more make pictures meanwhile: 0 is how it was before, and how it is while the networks use all cores. A second
-of CPU time is that of one core, whatever else the machine had to do; pictures a second of the clock stand in the JSON,
-with the load of the machine.
+forward and backward of the one that is trained, and its teacher's forward; at most {100 * LIMIT:.0f} % is wanted, what
+is above it is bold. "Threads" compute the networks, "ahead" is how many more make pictures meanwhile: 0 is how it was
+before, and how it is while the networks use all cores, as they do by default (`threads = 0`). Images a second are those
+of the clock and depend on what else the machine had to do (its load stands in the JSON); a second of CPU time is that
+of one core.
 
 {markdown(rows)}
 """
