@@ -612,12 +612,8 @@ def beside(results: Path) -> list[str]:
             continue
         lines = import_module(f"benchmarks.{name}").published(json.loads(path.read_text(encoding="utf-8")))
         lines = [line | {"verdict": verdict_over(line["gains"]), "seeds": len(Table.seeds)} for line in lines]
-        title = path.with_suffix(".md").read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
-        sections.append(f"## [{title}](../{name}.md)\n\n{published_table(lines)}")
-    for name in ALSO:
-        if (results / f"{name}.md").is_file():
-            title = (results / f"{name}.md").read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
-            sections.append(f"## [{title}](../{name}.md)")
+        sections.append(f"{_linked(path.with_suffix('.md'))}\n\n{published_table(lines)}")
+    sections += [_linked(page) for name in ALSO if (page := results / f"{name}.md").is_file()]
     weights = results / "task_weights.json"
     if weights.is_file():
         from benchmarks.task_weights import ends
@@ -625,6 +621,12 @@ def beside(results: Path) -> list[str]:
         told = ends(json.loads(weights.read_text(encoding="utf-8")))
         sections.append(f"## [How learned weights of tasks move](../task_weights.md)\n\n{told}")
     return sections
+
+
+def _linked(page: Path) -> str:
+    """A heading that links a page beside the tables by its own."""
+    title = page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+    return f"## [{title}](../{page.name})"
 
 
 def unexplained(tables: Mapping[str, Table], records: Sequence[Record], *, former: Collection[str] = ()) -> list[str]:

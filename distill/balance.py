@@ -217,8 +217,8 @@ class GradNorm(Balancer):
     Lengths are taken at the features that all heads read, in place of the weights of the last shared layer.
 
     Source:
-        Chen et al., GradNorm, arXiv:1711.02257, algorithm 1; α = `alpha`, by default 1.5, as in their experiments on
-        NYUv2.
+        Chen et al., GradNorm, arXiv:1711.02257, algorithm 1; α = `alpha`. That 1.5 is theirs is remembered and
+        not confirmed.
     """
 
     def __init__(self, weights: Mapping[str, float], spec: BalancerSpec, *, features: int) -> None:
