@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.pages import publish
 from benchmarks.tables import heading, shown
 from edgeface.data.sources import data_root
 from edgeface.errors import UsageError
 from edgeface.evaluate import evaluate, evaluation_pack
-from edgeface.files import write_bytes, write_json
 from edgeface.metrics import bootstrap, known, lower_is_better, main_metric, percentiles, score
 from edgeface.provenance import commit, cpu, versions
 from edgeface.tasks import TASKS, Task
@@ -139,9 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "sources": sources,
         "conditions": {"machine": cpu(), "versions": versions()},
     }
-    write_json(asked.out, result)
-    write_bytes(asked.out.with_suffix(".md"), markdown(result).encode())
-    print(markdown(result))
+    publish(result, markdown(result), asked.out)
 
 
 if __name__ == "__main__":

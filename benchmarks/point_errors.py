@@ -22,12 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.correlation import POINTS
+from benchmarks.pages import publish
 from distill.stages import load_network
 from edgeface.checkpoint import load_checkpoint
 from edgeface.data.sources import data_root
 from edgeface.errors import UsageError
 from edgeface.evaluate import answer, decode, evaluation_pack
-from edgeface.files import write_bytes, write_json
 from edgeface.metrics import FAILURE_PERCENT, cumulative_curve, known, percentiles, point_errors
 from edgeface.models.runner import TorchRunner
 from edgeface.provenance import commit, cpu, versions
@@ -205,9 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "rows": rows,
         "conditions": {"machine": cpu(), "versions": versions()},
     }
-    write_json(asked.out, result)
-    write_bytes(asked.out.with_suffix(".md"), markdown(result).encode())
-    print(markdown(result))
+    publish(result, markdown(result), asked.out)
 
 
 if __name__ == "__main__":

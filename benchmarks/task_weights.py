@@ -21,9 +21,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pages import publish
 from edgeface.checkpoint import load_checkpoint
 from edgeface.config import load_recipe
-from edgeface.files import write_bytes, write_json
 from edgeface.provenance import commit, cpu, versions
 from edgeface.specs import Recipe
 
@@ -157,9 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "conditions": {"machine": cpu(), "versions": versions()},
     }
     picture(result["trainings"], drawn)
-    write_json(asked.out, result)
-    write_bytes(asked.out.with_suffix(".md"), markdown(result).encode())
-    print(markdown(result))
+    publish(result, markdown(result), asked.out)
 
 
 if __name__ == "__main__":
