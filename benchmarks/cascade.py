@@ -38,13 +38,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.pages import publish
 from distill.cascade import Cascade, CascadeSpec, around_truth, fit, gradient_maps, scattered
 from distill.stages import load_network
 from edgeface.checkpoint import load_checkpoint
 from edgeface.data.pack import Pack, pack
 from edgeface.data.sources import data_root, open_source
 from edgeface.evaluate import answer, decode
-from edgeface.files import write_bytes, write_json
 from edgeface.metrics import percentiles, point_errors, score
 from edgeface.models.runner import TorchRunner
 from edgeface.provenance import commit, cpu, versions
@@ -331,9 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ),
         "conditions": {"machine": cpu(), "threads": 1, "versions": versions()},
     }
-    write_json(asked.out, result)
-    write_bytes(asked.out.with_suffix(".md"), markdown(result).encode())
-    print(markdown(result))
+    publish(result, markdown(result), asked.out)
 
 
 def _command(asked: argparse.Namespace) -> str:

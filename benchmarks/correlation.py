@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from benchmarks.pages import publish
 from distill.stages import load_network
 from edgeface.checkpoint import load_checkpoint
-from edgeface.files import read_json, write_bytes, write_json
+from edgeface.files import read_json
 from edgeface.models.network import MultiTaskNetwork
 from edgeface.provenance import commit, cpu, versions
 from edgeface.tasks import TASKS, Kind
@@ -213,9 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "networks": list(({network["name"]: network for network in earlier} | measured).values()),
         "conditions": {"machine": cpu(), "versions": versions()},  # of those measured now; each has its own
     }
-    write_json(asked.out, result)
-    write_bytes(asked.out.with_suffix(".md"), markdown(result).encode())
-    print(markdown(result))
+    publish(result, markdown(result), asked.out)
 
 
 if __name__ == "__main__":
