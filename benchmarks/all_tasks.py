@@ -573,10 +573,10 @@ def _verdicts(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _mean(values: Sequence[float], ends: Sequence[float] | None) -> str:
+def _mean(values: Sequence[float], ends: Sequence[float] | None, *, unit: str = "") -> str:
     if not values:
         return "–"
-    text = f"{statistics.mean(values):+.2f}"
+    text = f"{statistics.mean(values):+.2f}{unit}"
     return text if ends is None else f"{text} ({ends[0]:+.2f} to {ends[1]:+.2f})"
 
 
@@ -669,6 +669,51 @@ def _groups(found: Mapping[str, Any]) -> Iterator[str]:
         )
         notes += [f"Of {unknown} faces the group is not known."] if unknown else []
         yield "\n".join([head, "", *lines, *(["", " ".join(notes)] if notes else [])])
+
+
+def summary(found: Mapping[str, Any]) -> str:
+    """README's table: the figures that stand for the tasks, beauty across corpora, gains and costs of the verdicts."""
+    heads = ["task", *(HEADS[row] for row in ROWS), "distillation gains (95 %)", "w8a8 costs (95 %)"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    verdict = {each["task"]: each for each in found["verdicts"]}
+    for place, figure in enumerate(found["figures"]):
+        across = figure["task"] == "beauty_score" and figure["metric"] == "pearson"
+        if not (figure["main"] or across):
+            continue
+        cells = [_cell(found["rows"], place, row, figure["metric"]) for row in ROWS]
+        told = ["", ""]
+        if figure["main"]:
+            each = verdict[figure["task"]]
+            unit = " %" if lower_is_better(figure["metric"]) else ""
+            told = [
+                _mean(each["gains"], each.get("gain_interval")),
+                _mean(each["costs"], each.get("cost_interval"), unit=unit),
+            ]
+        lines.append("| " + " | ".join([_name(figure).strip("*"), *cells, *told]) + " |")
+    return "\n".join(lines)
+
+
+def gaps(found: Mapping[str, Any]) -> str:
+    """README's table of gaps between groups: teacher, w8a8 files, what chance makes of such groups."""
+    heads = ["task and groups", "groups", "teacher: gap (95 %)", "w8a8 files: gap", "by chance (teacher)"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for each in found["subgroups"]:
+        what = f"{each['task']} by {each['by']}: {title(each['metric'])} ({each['source']})"
+        if each["outcome"] != "MEASURED":
+            lines.append(f"| {what} | NOT_RUN" + " |" * (len(heads) - 1))
+            continue
+
+        def told(value: float, metric: str = each["metric"]) -> str:
+            return f"{scaled(metric, value):.3g}"
+
+        teacher = next(row for row in each["rows"] if row["row"] == "teacher")
+        files = [row for row in each["rows"] if row["row"] == "w8a8"]
+        low, high = teacher["gap_interval"]
+        own = f"{told(teacher['gap'])} ({told(low)} to {told(high)})"
+        theirs = ", ".join(told(row["gap"]) for row in files) or "NOT_RUN"
+        chance = " to ".join(map(told, teacher["by_chance"]))
+        lines.append(f"| {what} | {len(each['groups'])} | {own} | {theirs} | {chance} |")
+    return "\n".join(lines)
 
 
 def _left(found: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ import os
 import pstats
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,6 +166,25 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         cells += [f"{row['images_per_s']:.0f}", f"{row['images_per_cpu_s']:.0f}"]
         cells.append(f"**{outside}**" if row["outside"] > LIMIT else outside)
         lines.append("| " + " | ".join([*cells, *(f"{100 * row['shares'][part]:.1f}" for part in parts)]) + " |")
+    return "\n".join(lines)
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> str:
+    """README's table: each stage before and after pictures were made ahead, and as it runs when nothing is set."""
+    ways = {(1, 0): "one thread", (1, 1): "one thread, pictures made ahead", (2, 0): "two threads, the default"}
+    heads = ["recipe", "stage", *(f"{way}: images/s, outside" for way in ways.values())]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    found = {(row["recipe"], row["stage"], row["threads"], row["ahead"]): row for row in rows}
+    for recipe, stage in dict.fromkeys((row["recipe"], row["stage"]) for row in rows):
+        cells = []
+        for way in ways:
+            row = found.get((recipe, stage, *way))
+            if row is None:
+                cells.append("NOT_RUN")
+                continue
+            outside = f"{100 * row['outside']:.1f} %"
+            cells.append(f"{row['images_per_s']:.0f}, " + (f"**{outside}**" if row["outside"] > LIMIT else outside))
+        lines.append("| " + " | ".join([f"`{recipe}`", stage, *cells]) + " |")
     return "\n".join(lines)
 
 

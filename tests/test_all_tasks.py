@@ -20,10 +20,12 @@ from benchmarks.all_tasks import (
     Division,
     Figure,
     commands,
+    gaps,
     markdown,
     measure,
     page,
     places,
+    summary,
     verdicts,
 )
 from benchmarks.tables import essence
@@ -214,6 +216,23 @@ def test_a_missing_row_is_not_run_and_no_verdict() -> None:
     assert "`no runs/x: edgeface distill x`" in text
     assert "0 of 2 tasks, 2 not run" in text
     assert "At least 6 are asked for, over 3 seeds; these are 0." in text
+
+
+def test_the_short_tables_say_gains_costs_and_gaps() -> None:
+    told = {"figures": _plain(TWO), "rows": rows(), "verdicts": verdicts(TWO, rows())}
+    landmarks, gender = summary(told).splitlines()[2:]
+    assert "| 5.00 | 6.10 ± 0.14 (2) | 5.55 ± 0.07 (2) | 5.61 ± 0.07 (2) | +0.55 | +1.00 % |" in landmarks
+    assert gender.endswith("| -0.50 | +0.65 |")
+    some = [row for row in rows() if row["row"] != "alone"]
+    assert "| NOT_RUN |" in summary({**told, "rows": some, "verdicts": verdicts(TWO, some)})
+    row = {"row": "teacher", "seed": 0, "gap": 0.1, "gap_interval": [0.05, 0.2], "by_chance": [0.01, 0.1]}
+    divided = {"task": "gender", "by": "race", "metric": "accuracy", "source": "a@test", "groups": [{}, {}]}
+    seen = divided | {"outcome": "MEASURED", "rows": [row, row | {"row": "w8a8", "gap": 0.12}]}
+    unseen = divided | {"outcome": "NOT_RUN", "reason": "no teacher"}
+    one, other = gaps({"subgroups": [seen, unseen]}).splitlines()[2:]
+    assert one.endswith("| 2 | 10 (5 to 20) | 12 | 1 to 10 |")
+    assert "| NOT_RUN |" in other
+    assert gaps({"subgroups": [seen | {"rows": [row]}]}).endswith("| 2 | 10 (5 to 20) | NOT_RUN | 1 to 10 |")
 
 
 def _plain(figures: tuple[Figure, ...]) -> list[dict[str, Any]]:

@@ -3,30 +3,56 @@
 from __future__ import annotations
 
 import json
-import runpy
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from benchmarks import readme
+from edgeface.errors import DataError
+
 ROOT = Path(__file__).resolve().parent.parent
-TABLE = runpy.run_path(str(ROOT / "benchmarks" / "markdown_table.py"))
 RESULT = ROOT / "benchmarks" / "results" / "mtfl-cpu.json"
 
 
-@pytest.fixture
-def card() -> dict[str, Any]:
-    (card,) = TABLE["cards"](RESULT)
-    return dict(card)
+@pytest.mark.parametrize("document", readme.documents(), ids=lambda path: path.name)
+def test_the_tables_of_a_document_are_those_of_the_committed_results(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    assert readme.filled(text, where=document.name) == text, "python -m benchmarks.readme writes them anew"
 
 
-def test_the_table_in_the_readme_is_the_committed_result(card: dict[str, Any]) -> None:
-    assert TABLE["table"](card) in (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", readme.TABLES)
+def test_every_table_stands_somewhere_and_another_figure_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (text,) = [found for path in readme.documents() if f"<!-- table {name} -->" in (found := path.read_text("utf-8"))]
+    table = readme.TABLES[name]()
+    digit = max(place for place, letter in enumerate(table) if letter.isdigit())
+    other = table[:digit] + str((int(table[digit]) + 1) % 10) + table[digit + 1 :]
+    monkeypatch.setitem(readme.TABLES, name, lambda: other)
+    assert readme.filled(text) != text
 
 
-def test_another_figure_is_not_in_the_readme_twin(card: dict[str, Any]) -> None:
-    card["rows"][0]["tasks"]["landmarks5"]["value"] += 0.1
-    assert TABLE["table"](card) not in (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<!-- table nobody -->\n\n| a |\n\n<!-- end of nobody -->",
+        "<!-- table crops -->\n\n| a |",
+        "<!-- table crops -->\n\n| a |\n\n<!-- end of loop -->",
+        "<!-- table crops -->\n| a |\n<!-- end of crops -->",
+        "<!-- table crops -->\n\n<!-- table loop -->\n\n| a |\n\n<!-- end of loop -->",
+    ],
+)
+def test_comments_that_hold_no_table_are_refused(text: str) -> None:
+    with pytest.raises(DataError, match=r"x.md: tables opened: "):
+        readme.filled(text, where="x.md")
+
+
+def test_the_short_scorecard_has_teacher_students_and_the_integer_file_of_each_runtime() -> None:
+    card = json.loads(RESULT.read_text(encoding="utf-8"))["scorecards"][0]
+    rows = readme.scorecard(card).splitlines()[2:]
+    assert [row.split(" | ")[1] for row in rows[:3]] == ["torch"] * 3
+    assert {row.split(" | ")[1] for row in rows[3:]} == set(readme.SHORT)
+    assert all(".w8a8." in row for row in rows[3:])
+    del card["rows"][0]["tasks"]["pose"]
+    assert "NOT_RUN" in readme.scorecard(card).splitlines()[2]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda path: path.name)
@@ -59,15 +85,6 @@ def test_the_agreement_table_is_that_of_its_figures() -> None:
 
     matrix = json.loads((RESULT.parent / "agreement.json").read_text(encoding="utf-8"))
     assert markdown(matrix["rows"]) in (RESULT.parent / "agreement.md").read_text(encoding="utf-8")
-
-
-def test_the_speed_table_in_the_readme_is_the_committed_result() -> None:
-    from benchmarks.student_speed import markdown
-
-    found = json.loads((RESULT.parent / "student_speed.json").read_text(encoding="utf-8"))
-    assert markdown(found) in (ROOT / "README.md").read_text(encoding="utf-8")
-    found["students"]["edge_s"]["android"][1]["median_ms"] *= 2.0
-    assert markdown(found) not in (ROOT / "README.md").read_text(encoding="utf-8"), "another figure is noticed"
 
 
 def test_what_was_tried_on_the_built_in_kernels_is_what_the_words_say() -> None:

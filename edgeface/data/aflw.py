@@ -13,7 +13,8 @@ Layout, as published: the database `data/aflw.sqlite` with the tables
 and pictures in `data/flickr/0`, `2` and `3`, as `filepath` ("0/image00002.jpg") says. Points that cannot be seen are
 absent; `landmarks5` needs all of LeftEyeCenter 8, RightEyeCenter 11, NoseCenter 15, MouthLeftCorner 18 and
 MouthRightCorner 20 (left as seen in the picture). Sex is m or f, glasses and occluded 0 or 1. Faces without a box
-(twelve are known) are left out and counted. Coordinates are taken as they stand.
+(twelve are known) are left out and counted. Coordinates are taken as they stand. [Assumed: they count from the outer
+corner of the first pixel.]
 
 Pose is the yaw in MTFL's five steps (0, 30 and 60 degrees to either side, so parted at 15 and 45). Which sign of yaw is
 which side is not documented, so the database is asked: a face turns to where its nose lies between the eyes, and the

@@ -13,7 +13,8 @@ Layout, as published (`Anno`, `Eval`, `Img`), or with all of it side by side:
 
 An attribute is 1 or -1. All forty are `attributes40`; four are also tasks of their own: Male gender, Smiling smile,
 Eyeglasses glasses, Mouth_Slightly_Open mouth_open. Landmarks, in whole pixels of the aligned picture, are taken as they
-stand. Without the list of people there is no identity, without the list of landmarks no landmarks.
+stand. [Assumed: they count from the outer corner of the first pixel.] Without the
+list of people there is no identity, without the list of landmarks no landmarks.
 
 Crop: fixed, for the pictures are aligned: the median of the crops about the landmarks of the training list, or, without
 their list, the constants below. [Assumed: eyes at (69, 111) and (108, 111), mouth at (71, 152) and (106, 152).]

@@ -12,8 +12,8 @@ Layout, as published:
 
 Emotions are 0 neutral, 1 anger, 2 contempt, 3 disgust, 4 fear, 5 happy, 6 sadness, 7 surprise. By the usual protocol
 the last three pictures of a labelled sequence carry its emotion and the first is neutral. Contempt is a class of
-`expression8` alone. The person is the folder's S005. Landmarks are taken as they stand. Files that systems leave behind
-(.DS_Store) are no pictures.
+`expression8` alone. The person is the folder's S005. Landmarks are taken as they stand. [Assumed: they count from the
+outer corner of the first pixel.] Files that systems leave behind (.DS_Store) are no pictures.
 
 Crop: about the picture's own landmarks, as the protocol allows (published results align by them): say so beside a
 result.

@@ -58,7 +58,10 @@ SPLITS = (*TRAIN_PARTS, "test")
 RACES = ("White", "Black", "Asian", "Indian", "Others")
 
 _LAYOUT = "the published folder of aligned and cropped faces: UTKFace/AGE_GENDER_RACE_DATE.jpg.chip.jpg"
-_NAME = re.compile(r"^(?P<age>\d{1,3})_(?P<rest>(?:\d?_){1,2})(?P<date>\d{14,17}) ?\.?j?pg(?:\.chip\.jpg)?$")
+_PICTURES = "*.[jJ][pP][gG]"
+_NAME = re.compile(
+    r"^(?P<age>\d{1,3})_(?P<rest>(?:\d?_){1,2})(?P<date>\d{14,17}) ?\.?j?pg(?:\.chip\.jpg)?$", re.IGNORECASE
+)
 _COLUMNS = ("file", *(f"{axis}{point}" for point in range(68) for axis in "xy"))
 
 
@@ -102,7 +105,7 @@ def read(
 
     return gather(
         path,
-        read_files(path, f"{folder}*.jpg", source=source, layout=_LAYOUT),
+        read_files(path, f"{folder}{_PICTURES}", source=source, layout=_LAYOUT),
         parse,
         terms=TERMS,
         tasks=("age", "gender", *(("landmarks5", "landmarks68") if landmarks else ())),

@@ -11,8 +11,9 @@ Layout, as published: pictures in `WFLW_images`, and in `WFLW_annotations/list_9
 
 The last six are 1 for a large pose, an exaggerated expression, an extreme illumination, and so on: groups to report
 by, which are the published test subsets; occlusion is also a label. Pictures hold several faces, so a face's key ends
-in the number of the face in its list. Coordinates are taken as they stand. `landmarks5` are taken from the 98: the
-pupils (96, 97), the tip of the nose (54), the corners of the mouth (76, 82).
+in the number of the face in its list. Coordinates are taken as they stand. [Assumed: they count from the outer
+corner of the first pixel.] `landmarks5` are taken from the 98: the pupils (96, 97), the tip of the nose (54), the
+corners of the mouth (76, 82).
 
 Crop: by the face's published rectangle, as the protocol allows, and constants: where the crop about the landmarks lies
 in the rectangle, in the median over the training list. No test landmark enters.

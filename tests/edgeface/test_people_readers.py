@@ -42,6 +42,7 @@ NAMES = {  # name to lowest age (None: no label), gender, race
     "55_0_0_20170116232725357jpg.chip.jpg": (55, 0, "White"),
     "44_1_4_20170116235150272.pg.chip.jpg": (44, 1, "Others"),
     "7_0_3_20170110225013755.jpg": (7, 0, "Indian"),
+    "8_1_0_20170110225013755.JPG": (8, 1, "White"),
 }
 
 
