@@ -3,20 +3,22 @@
     python -m benchmarks.pareto SWEEP_FOLDER [--cost latency_ms] [--out STEM]
 
 Reads a finished sweep (edgeface sweep RECIPE), trains, scores and times nothing: sweep.json has the figures, and the
-trials' manifests say how long each student was trained and where it was stopped on the way. Writes STEM.csv, STEM.png
-and STEM.md; STEM is benchmarks/results/pareto-NAME. They hold figures only: no pictures, no weights.
+trials' manifests say how long each student was trained and where it was stopped on the way. Writes STEM.json, STEM.csv,
+STEM.png and STEM.md; STEM is benchmarks/results/pareto-NAME. They hold figures only: no pictures, no weights.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pages import publish
 from edgeface.errors import EdgefaceError
 from edgeface.files import read_json, write_bytes
+from edgeface.provenance import commit, cpu, versions
 from edgeface.report.pareto import (
     COST_HEADS,
     COST_TITLES,
@@ -27,7 +29,7 @@ from edgeface.report.pareto import (
     shown_cost,
     with_fronts,
 )
-from edgeface.report.swept import read_swept
+from edgeface.report.swept import Swept, from_json, read_swept
 from edgeface.report.table import shown, title
 
 RESULTS = Path(__file__).parent / "results"
@@ -40,20 +42,16 @@ class Found:
     """A sweep as its folder tells of it.
 
     Attributes:
-        candidates: Every file, marked where it stands on a front.
-        tasks: Objective tasks to their main metrics.
-        cost: What they are weighed against.
-        teacher: Task to the teacher's metrics; empty where they are not known.
-        conditions: Where and how times were taken.
+        swept: Every file, marked where it stands on a front.
         trainings: Name of a student to stage to its manifest's `training`.
     """
 
-    candidates: Sequence[Candidate]
-    tasks: Mapping[str, str]
-    cost: str
-    teacher: Mapping[str, Mapping[str, float]]
-    conditions: str
+    swept: Swept
     trainings: Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+    def as_json(self) -> dict[str, Any]:
+        """The result that is kept, without its conditions."""
+        return {"schema": 1, "sweep": self.swept.as_json(), "trainings": self.trainings}
 
 
 def read(folder: Path, *, cost: str = "latency_ms") -> Found:
@@ -63,14 +61,13 @@ def read(folder: Path, *, cost: str = "latency_ms") -> Found:
         ModelError: It has no sweep.json, or one that cannot be used.
     """
     kept = read_swept(folder)
-    return Found(
-        candidates=with_fronts(kept.candidates, tasks=kept.tasks, cost=cost),
-        tasks=kept.tasks,
-        cost=cost,
-        teacher=kept.teacher or {},
-        conditions=kept.conditions,
-        trainings={each.name: _trainings(folder / each.file) for each in kept.done},
-    )
+    kept = replace(kept, cost=cost, candidates=with_fronts(kept.candidates, tasks=kept.tasks, cost=cost))
+    return Found(swept=kept, trainings={each.name: _trainings(folder / each.file) for each in kept.done})
+
+
+def found_in(result: Mapping[str, Any]) -> Found:
+    """What `as_json` gave."""
+    return Found(swept=from_json(result["sweep"]), trainings=result["trainings"])
 
 
 def _trainings(file: Path) -> dict[str, Mapping[str, Any]]:
@@ -82,16 +79,17 @@ def _trainings(file: Path) -> dict[str, Mapping[str, Any]]:
 
 def markdown(found: Found, *, name: str) -> str:
     """The page: chart, files by cost, and what was refused."""
-    done = sorted((each for each in found.candidates if each.state == DONE), key=lambda one: _or_inf(one, found.cost))
+    swept = found.swept
+    done = sorted(swept.done, key=lambda one: _or_inf(one, swept.cost))
     students = {each.name for each in done}
     enough = "" if len(students) >= STUDENTS else f" At least {STUDENTS} are asked for: this is not the whole plot."
-    front = {task: [f"`{each.name}` {each.precision}" for each in done if each.front[task]] for task in found.tasks}
-    heads = ["file", "precision", *(f"{task}: {title(metric)}" for task, metric in found.tasks.items())]
+    front = {task: [f"`{each.name}` {each.precision}" for each in done if each.front[task]] for task in swept.tasks}
+    heads = ["file", "precision", *(f"{task}: {title(metric)}" for task, metric in swept.tasks.items())]
     lines = [
-        f"# Accuracy against {COST_TITLES[found.cost]}: {name}",
+        f"# Accuracy against {COST_TITLES[swept.cost]}: {name}",
         "",
         f"`python -m benchmarks.pareto` over the sweep `{name}`: {len(done)} files of {len(students)} students, scored "
-        f"on the validation faces.{enough} {found.conditions} Bold: on the Pareto front of that task, where no other "
+        f"on the validation faces.{enough} {swept.conditions} Bold: on the Pareto front of that task, where no other "
         "file is at least as good and as cheap, and better in one of the two. ● on the front of all tasks and the cost "
         "together. The front takes differences of a face or two at their word. The best of many looks better on the "
         "faces that chose it than it is.",
@@ -103,15 +101,15 @@ def markdown(found: Found, *, name: str) -> str:
         "| " + " | ".join(["", *heads, *COST_HEADS.values()]) + " |",
         "|" + "---|" * (len(heads) + len(COST_HEADS) + 1),
     ]
-    if found.teacher:
-        told = [shown(metric, found.teacher.get(task, {}).get(metric)) for task, metric in found.tasks.items()]
+    if swept.teacher:
+        told = [shown(metric, swept.teacher.get(task, {}).get(metric)) for task, metric in swept.tasks.items()]
         lines.append("| " + " | ".join(["", "teacher", "", *told, *[""] * len(COST_HEADS)]) + " |")
     for each in done:
-        cells = [_marked(each, task, metric) for task, metric in found.tasks.items()]
+        cells = [_marked(each, task, metric) for task, metric in swept.tasks.items()]
         costs = [shown_cost(key, each.costs.get(key)) for key in COST_HEADS]
         mark = "●" if each.on_front else ""
         lines.append("| " + " | ".join([mark, f"`{each.name}`", each.precision, *cells, *costs]) + " |")
-    lines += ["", *(f"* {each.state} `{each.name}`: {each.reason}" for each in found.candidates if each.state != DONE)]
+    lines += ["", *(f"* {each.state} `{each.name}`: {each.reason}" for each in swept.candidates if each.state != DONE)]
     return "\n".join([*lines, *_trained(found)]).replace("\n\n\n", "\n\n").rstrip("\n") + "\n"
 
 
@@ -121,7 +119,13 @@ def _marked(candidate: Candidate, task: str, metric: str) -> str:
 
 
 def _trained(found: Found) -> list[str]:
-    rows = [(name, stage, training) for name, stages in found.trainings.items() for stage, training in stages.items()]
+    names = dict.fromkeys(each.name for each in found.swept.done)
+    rows = [
+        (name, stage, found.trainings[name][stage])
+        for name in names
+        for stage in STAGES
+        if stage in found.trainings[name]
+    ]
     if not rows:
         return []
     lines = ["", "| training | stage | steps | hours | stopped, and went on at step |", "|---|---|---|---|---|"]
@@ -138,25 +142,25 @@ def _or_inf(candidate: Candidate, cost: str) -> float:
     return float("inf") if value is None else float(value)
 
 
-def publish(found: Found, stem: Path) -> list[Path]:
-    """Write the table of values, the chart and the page; their places.
+def write(found: Found, stem: Path) -> list[Path]:
+    """Write the result, the table of values, the chart and the page; their places.
 
     Args:
         found: A sweep.
         stem: Path of the files without suffix, ending in pareto-NAME.
     """
+    swept = found.swept
     name = stem.name.removeprefix("pareto-")
-    contents = {
-        ".csv": csv_text(found.candidates, tasks=found.tasks).encode(),
-        ".md": markdown(found, name=name).encode(),
-    }
-    chart = pareto_chart(found.candidates, tasks=found.tasks, cost=found.cost, teacher=found.teacher or None)
+    conditions = {"machine": cpu(), "versions": versions(), "commit": commit(), "times": swept.conditions}
+    json, page = stem.with_name(f"{stem.name}.json"), markdown(found, name=name)
+    publish({**found.as_json(), "conditions": conditions}, page, json)
+    places = {json.with_suffix(".csv"): csv_text(swept.candidates, tasks=swept.tasks).encode()}
+    chart = pareto_chart(swept.candidates, tasks=swept.tasks, cost=swept.cost, teacher=swept.teacher or None)
     if chart is not None:
-        contents[".png"] = chart.png()
-    places = {stem.with_name(stem.name + suffix): content for suffix, content in contents.items()}
+        places[json.with_suffix(".png")] = chart.png()
     for place, content in places.items():
         write_bytes(place, content)
-    return list(places)
+    return [json, json.with_suffix(".md"), *places]
 
 
 def main() -> int:
@@ -168,7 +172,7 @@ def main() -> int:
     stem = arguments.out or RESULTS / f"pareto-{arguments.sweep.resolve().name}"
     try:
         found = read(arguments.sweep, cost=arguments.cost)
-        for place in publish(found, stem):
+        for place in write(found, stem):
             print(place)
     except EdgefaceError as error:
         print(error)

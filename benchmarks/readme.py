@@ -9,7 +9,7 @@ is touched. Nothing is measured: each table shows figures of a file under benchm
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,13 @@ _UNITS = {"nme_percent": "mean error, %", "accuracy": "accuracy, %", "mae_years"
 _PERCENT = ("accuracy", "balanced_accuracy", "bin_accuracy")
 
 
-def scorecard(card: Mapping[str, Any]) -> str:
-    """Teacher, students and the w8a8 files of a scorecard, one column a task; accuracies in percent."""
+def scorecard(card: Mapping[str, Any], detector: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Teacher, students and the w8a8 files of a scorecard, one column a task; accuracies in percent.
+
+    Args:
+        card: A scorecard as JSON.
+        detector: Rows of benchmarks/detector.py, of which the w8a8 file's own crop by a detector gets a last row.
+    """
     tasks = list(dict.fromkeys(task for row in card["rows"] for task in row["tasks"]))
     heads = ["model", "runtime", "bytes"]
     for task in tasks:
@@ -50,6 +55,12 @@ def scorecard(card: Mapping[str, Any]) -> str:
             if cell["metric"] == "nme_percent":
                 cells.append(f"{cell['failure_percent']:.2f}")
         lines.append("| " + " | ".join(cells) + " |")
+    for found in detector:
+        if (found["model"], found["source"], found["crop"]) == ("w8a8", card["source"], "box or fixed"):
+            file = next(row for row in card["rows"] if row["role"] == "file" and ".w8a8.tflite" in row["model"])
+            cells = [f"`{file['model']}`, a detector's box", found["runtime"], f"{file['size_bytes']:,}"]
+            cells += [f"{found[key]:.2f}" for key in ("nme_percent", "failure_percent")]
+            lines.append("| " + " | ".join([*cells, *["–"] * (len(tasks) - 1)]) + " |")
     return "\n".join(lines)
 
 
@@ -64,7 +75,7 @@ def _result(name: str) -> Any:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "mtfl-cpu": lambda: scorecard(_result("mtfl-cpu")["scorecards"][0]),
+    "mtfl-cpu": lambda: scorecard(_result("mtfl-cpu")["scorecards"][0], _result("detector")["rows"]),
     "all-tasks": lambda: all_tasks.summary(_result("all_tasks")),
     "gaps": lambda: all_tasks.gaps(_result("all_tasks")),
     "loop": lambda: loop.summary(_result("loop")["rows"]),

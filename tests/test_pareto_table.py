@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.pareto import main, markdown, publish, read
+from benchmarks.pareto import RESULTS, found_in, main, markdown, read, write
 from edgeface.errors import ModelError
 from edgeface.report.pareto import DONE, REFUSED, Candidate, csv_text, with_fronts
 from edgeface.report.swept import SWEPT, Swept
@@ -68,14 +68,16 @@ def written(folder: Path, candidates: list[Candidate]) -> Path:
 def test_what_the_sweep_wrote_is_read_back_and_written_alike(tmp_path: Path) -> None:
     folder = written(tmp_path, [*THREE, NONE])
     found = read(folder)
-    assert found.tasks == TASKS
-    assert list(found.candidates) == with_fronts([*THREE, NONE], tasks=TASKS, cost="latency_ms")
-    places = publish(found, tmp_path / "pareto-toy")
-    assert sorted(place.name for place in places) == ["pareto-toy.csv", "pareto-toy.md", "pareto-toy.png"]
+    assert found.swept.tasks == TASKS
+    assert list(found.swept.candidates) == with_fronts([*THREE, NONE], tasks=TASKS, cost="latency_ms")
+    places = write(found, tmp_path / "pareto-toy")
+    assert sorted(place.suffix for place in places) == [".csv", ".json", ".md", ".png"]
+    result = json.loads((tmp_path / "pareto-toy.json").read_text(encoding="utf-8"))
+    assert markdown(found_in(result), name="toy") == (tmp_path / "pareto-toy.md").read_text(encoding="utf-8")
     assert (tmp_path / "pareto-toy.png").read_bytes().startswith(b"\x89PNG")
     table = (tmp_path / "pareto-toy.csv").read_text(encoding="utf-8")
-    assert table == csv_text(found.candidates, tasks=TASKS)
-    assert table != csv_text(found.candidates[1:], tasks=TASKS), "twin"
+    assert table == csv_text(found.swept.candidates, tasks=TASKS)
+    assert table != csv_text(found.swept.candidates[1:], tasks=TASKS), "twin"
 
 
 def test_the_page_marks_the_front_and_says_what_is_missing(tmp_path: Path) -> None:
@@ -108,3 +110,16 @@ def test_a_folder_without_a_sweep_is_refused(
     monkeypatch.setattr("sys.argv", ["pareto", str(tmp_path), "--out", str(tmp_path / "pareto-x")])
     assert main() == 2
     assert "Type the edgeface sweep command" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("pareto-*.json")), ids=lambda path: path.stem)
+def test_a_committed_page_and_its_values_are_those_of_its_figures(path: Path) -> None:
+    result = json.loads(path.read_text(encoding="utf-8"))
+    found, text = found_in(result), path.with_suffix(".md").read_text(encoding="utf-8")
+    name = path.stem.removeprefix("pareto-")
+    assert markdown(found, name=name) == text
+    assert csv_text(found.swept.candidates, tasks=found.swept.tasks) == path.with_suffix(".csv").read_text("utf-8")
+    assert path.with_suffix(".png").is_file()
+    moved = next(each for each in result["sweep"]["trials"] if each["state"] == DONE)
+    moved["costs"]["latency_ms"] *= 2.0
+    assert markdown(found_in(result), name=name) != text  # the twin

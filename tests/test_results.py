@@ -51,6 +51,12 @@ def test_the_short_scorecard_has_teacher_students_and_the_integer_file_of_each_r
     assert [row.split(" | ")[1] for row in rows[:3]] == ["torch"] * 3
     assert {row.split(" | ")[1] for row in rows[3:]} == set(readme.SHORT)
     assert all(".w8a8." in row for row in rows[3:])
+    found = {"model": "w8a8", "source": card["source"], "crop": "box or fixed", "runtime": "tflite-xnnpack"}
+    found |= {"nme_percent": 6.789, "failure_percent": 4.321}
+    *_, last = readme.scorecard(card, [found, found | {"model": "teacher"}, found | {"crop": "fixed"}]).splitlines()
+    assert last.startswith("| `edge_s.w8a8.tflite`, a detector's box | tflite-xnnpack | ")
+    assert last.endswith(" | 6.79 | 4.32 | – | – | – | – |")
+    assert last not in readme.scorecard(card)
     del card["rows"][0]["tasks"]["pose"]
     assert "NOT_RUN" in readme.scorecard(card).splitlines()[2]
 

@@ -105,7 +105,7 @@ def read_swept(folder: Path) -> Swept:
     """
     path = folder / SWEPT
     try:
-        return _checked(read_json(path))
+        return from_json(read_json(path))
     except FileNotFoundError:
         raise ModelError(
             "no figures of a sweep",
@@ -122,7 +122,12 @@ def read_swept(folder: Path) -> Swept:
         ) from error
 
 
-def _checked(plain: Mapping[str, Any]) -> Swept:
+def from_json(plain: Mapping[str, Any]) -> Swept:
+    """What `as_json` gave; who stands on a front is reckoned anew.
+
+    Raises:
+        ValueError: A value that edgeface would not have written; KeyError, TypeError and AttributeError likewise.
+    """
     if plain["schema"] != SCHEMA:
         raise ValueError(f"schema {plain['schema']!r}")
     if sorted(plain["objectives"]) != sorted(plain["tasks"]):
