@@ -1093,14 +1093,11 @@ def _read(path: Path) -> Any:
 def _compiled(model: Any, *, threads: int, where: Path) -> Any:
     """A model on the CPU for one picture at a time.
 
-    On CPUs with bfloat16 the plug-in would compute float layers in it: parity and the fp32 baseline need float32.
+    On CPUs with bfloat16 the plug-in would compute float layers in it: parity and the fp32 baseline need float32. No
+    stream means no thread of the plug-in's: the caller's computes, and hands nothing over to another.
     """
-    settings = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
-        "PERFORMANCE_HINT": "LATENCY",
-    }
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    settings |= {"NUM_STREAMS": 0} if threads == 1 else {"NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
     try:
         compiled = _core().compile_model(model, "CPU", settings)
     except RuntimeError as error:
