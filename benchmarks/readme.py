@@ -80,6 +80,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gaps": lambda: all_tasks.gaps(_result("all_tasks")),
     "loop": lambda: loop.summary(_result("loop")["rows"]),
     "student-speed": lambda: student_speed.markdown(_result("student_speed")),
+    "students": lambda: student_speed.overview(_result("student_speed")),
     "crops": lambda: crops.markdown(_result("crops")["rows"]),
 }
 

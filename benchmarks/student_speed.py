@@ -3,7 +3,9 @@ are random: they change neither.
 
     python -m benchmarks.student_speed [--threads 1] [--runs 400] [--width 1.0] [--students edge_s,cnn5] > FILE.json
 
-Prints one JSON object: per student and target a table of `edgeface bench` whose first row is the fp32 file.
+Every student has the heads of the eight tasks of the architecture page, landmarks of the edge students as heatmaps.
+Prints one JSON object: per student and target the fp32 and the w8a8 row of `edgeface bench`, which had all students'
+files of the target in turn; `ratio_to_first` is to the first student's fp32 file.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from typing import Any
 
 import torch
 
-from edgeface.models.network import build_network, model_spec
-from edgeface.specs import STUDENTS, NetworkSpec, QatSpec, output_spec
+from benchmarks.architecture import all_tasks
+from edgeface.models.network import build_network
+from edgeface.specs import STUDENTS, NetworkSpec, QatSpec, landmark_heads
 from quantize.calibrate import calibrate
 from quantize.graph import trace
 from quantize.qat import finish, prepare
@@ -29,17 +32,29 @@ from targets.bench import bench
 from targets.build import write_target
 
 INPUT_PX = {"lightcnn9": 128, "tcdcn_relu": 40}  # as published; the others take 64
-
-
 TARGETS = ("android", "openvino", "onnx")
+PURPOSES = {
+    "edge_s": "the default: every task in one pass",
+    "edge_m": "half as much arithmetic again",
+    "edge_l": "the most in half a millisecond",
+    "cnn5": "a published shape; pools over the whole map",
+    "vgg11": "a published shape",
+    "lightcnn9": "a published shape, on grey pictures",
+    "tcdcn_relu": "a published shape, on grey pictures",
+}
+
+
+def network_of(student: str, *, width: float) -> NetworkSpec:
+    """A student as recipes take it."""
+    heads = landmark_heads(student)
+    head = "heatmap" if "heatmap" in heads else "linear"
+    return NetworkSpec(backbone=student, width=width, input_px=INPUT_PX.get(student, 64), landmark_head=head)
 
 
 def write_files(student: str, folder: Path, *, width: float) -> dict[str, list[Path]]:
-    """fp32 and w8a8 of an untrained student with five landmarks, gender and smile, for each target."""
-    network = NetworkSpec(backbone=student, width=width, input_px=INPUT_PX.get(student, 64))
-    mean_shape = ((0.3, 0.4), (0.7, 0.4), (0.5, 0.55), (0.35, 0.7), (0.65, 0.7))
-    outputs = (output_spec("landmarks5", mean_shape=mean_shape), output_spec("gender"), output_spec("smile"))
-    model = model_spec(network, outputs)
+    """fp32 and w8a8 of an untrained student, for each target."""
+    network = network_of(student, width=width)
+    model = all_tasks(network)
     built = build_network(network, model).eval()
     fake_quant = prepare(built, QatSpec())
     noise = torch.randint(
@@ -65,9 +80,22 @@ def markdown(found: Mapping[str, Any]) -> str:
         cells = [f"`{student}`", f"{entry['input_px']} px", f"{macs / 1e6:.0f}"]
         for target in TARGETS:
             whole, integer = entry[target]
-            ratio = integer["ratio_to_first"]
+            ratio = integer["ratio_to_first"] / whole["ratio_to_first"]
             cells.append(f"{whole['median_ms']:.3f} → {integer['median_ms']:.3f} ({ratio:.1f}x)")
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def overview(found: Mapping[str, Any]) -> str:
+    """One row per student: what it costs in LiteRT and OpenVINO, and what it is for."""
+    heads = ["student", "input", "parameters", "MMAC", "w8a8 file", "LiteRT, ms", "OpenVINO, ms", "what for"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for student, entry in found["students"].items():
+        file, other = entry["android"][1], entry["openvino"][1]
+        cells = [f"`{student}`", f"{entry['input_px']} px", f"{entry['parameters'] / 1e6:.2f} M"]
+        cells += [f"{file['macs'] / 1e6:.1f}", f"{file['size_bytes'] / 1e3:,.0f} KB"]
+        cells += [f"{each['median_ms']:.3f}" for each in (file, other)]
+        lines.append("| " + " | ".join([*cells, PURPOSES.get(student, "")]) + " |")
     return "\n".join(lines)
 
 
@@ -78,17 +106,29 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--students", default=",".join(STUDENTS))
     options = parser.parse_args()
+    names = options.students.split(",")
     students: dict[str, dict[str, object]] = {}
+    loads: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for student in options.students.split(","):
-            students[student] = {"input_px": INPUT_PX.get(student, 64)}
-            for target, paths in write_files(student, Path(folder), width=options.width).items():
-                found = bench([(str(path), None, None) for path in paths], threads=options.threads, runs=options.runs)
-                rows = [{**asdict(row), "model": Path(row.model).name} for row in found.rows]
-                students[student][target] = rows
-                ratio = rows[1]["ratio_to_first"]
-                print(f"{student} {target}: w8a8 {rows[1]['median_ms']:.4f} ms, {ratio:.2f}x fp32", file=sys.stderr)
-    print(json.dumps({"schema": 1, "width": options.width, "students": students, "conditions": found.conditions}))
+        files = {}
+        for student in names:
+            network = network_of(student, width=options.width)
+            trunk = build_network(network, all_tasks(network)).backbone
+            parameters = sum(values.numel() for values in trunk.parameters())
+            students[student] = {"input_px": network.input_px, "parameters": parameters}
+            files[student] = write_files(student, Path(folder), width=options.width)
+        for target in TARGETS:
+            # All in turn, so that whatever else the machine does falls on each.
+            paths = [path for student in names for path in files[student][target]]
+            found = bench([(str(path), None, None) for path in paths], threads=options.threads, runs=options.runs)
+            loads[target] = found.conditions["load_average"]
+            rows = [{**asdict(row), "model": Path(row.model).name} for row in found.rows]
+            for place, student in enumerate(names):
+                students[student][target] = whole, integer = rows[2 * place : 2 * place + 2]
+                ratio = integer["ratio_to_first"] / whole["ratio_to_first"]
+                print(f"{student} {target}: w8a8 {integer['median_ms']:.4f} ms, {ratio:.2f}x fp32", file=sys.stderr)
+    conditions = {**found.conditions, "load_average": loads}
+    print(json.dumps({"schema": 1, "width": options.width, "students": students, "conditions": conditions}))
 
 
 if __name__ == "__main__":

@@ -1096,7 +1096,7 @@ def _compiled(model: Any, *, threads: int, where: Path) -> Any:
     On CPUs with bfloat16 the plug-in would compute float layers in it: parity and the fp32 baseline need float32. No
     stream means no thread of the plug-in's: the caller's computes, and hands nothing over to another.
     """
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    settings: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     settings |= {"NUM_STREAMS": 0} if threads == 1 else {"NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
     try:
         compiled = _core().compile_model(model, "CPU", settings)
