@@ -27,12 +27,15 @@ _UNITS = {"nme_percent": "mean error, %", "accuracy": "accuracy, %", "mae_years"
 _PERCENT = ("accuracy", "balanced_accuracy", "bin_accuracy")
 
 
-def scorecard(card: Mapping[str, Any], detector: Sequence[Mapping[str, Any]] = ()) -> str:
+def scorecard(
+    card: Mapping[str, Any], detector: Sequence[Mapping[str, Any]] = (), *, runtimes: Sequence[str] = SHORT
+) -> str:
     """Teacher, students and the w8a8 files of a scorecard, one column a task; accuracies in percent.
 
     Args:
         card: A scorecard as JSON.
         detector: Rows of benchmarks/detector.py, of which the w8a8 file's own crop by a detector gets a last row.
+        runtimes: Those whose w8a8 file has a row.
     """
     tasks = list(dict.fromkeys(task for row in card["rows"] for task in row["tasks"]))
     heads = ["model", "runtime", "bytes"]
@@ -43,7 +46,7 @@ def scorecard(card: Mapping[str, Any], detector: Sequence[Mapping[str, Any]] = (
             heads.append("failures, %")
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for row in card["rows"]:
-        if row["role"] == "file" and not (".w8a8." in row["model"] and row["runtime"] in SHORT):
+        if row["role"] == "file" and not (".w8a8." in row["model"] and row["runtime"] in runtimes):
             continue
         cells = [_model(row), row["runtime"], f"{row['size_bytes']:,}"]
         for task in tasks:
@@ -76,6 +79,7 @@ def _result(name: str) -> Any:
 
 TABLES: dict[str, Callable[[], str]] = {
     "mtfl-cpu": lambda: scorecard(_result("mtfl-cpu")["scorecards"][0], _result("detector")["rows"]),
+    "mtfl-cpu-val": lambda: scorecard(_result("mtfl-cpu-val")["scorecards"][0], runtimes=("tflite-xnnpack",)),
     "all-tasks": lambda: all_tasks.summary(_result("all_tasks")),
     "gaps": lambda: all_tasks.gaps(_result("all_tasks")),
     "loop": lambda: loop.summary(_result("loop")["rows"]),

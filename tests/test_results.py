@@ -104,7 +104,7 @@ def test_what_was_tried_on_the_built_in_kernels_is_what_the_words_say() -> None:
     costs = [row["xnnpack_gap_to_student"]["points"] for row in without_ties]
     assert (round(min(costs), 1), round(max(costs), 1)) == (0.6, 5.3)
     shipped = [row for row in rows if row["variant"] == "as shipped"]
-    assert {round(100 * (1 - row["exact_to_student"])) for row in shipped} >= {24, 57}
+    assert {round(100 * (1 - row["exact_to_student"])) for row in shipped} >= {21, 57}
 
 
 def test_the_scorecards_tables_are_those_of_its_figures() -> None:
