@@ -2,8 +2,9 @@
 
     python -m benchmarks.builtin_rounding RUN... --data SOURCE [--out benchmarks/results/builtin_rounding.json]
 
-Both kernels compute acc·M, M = s_x·s_w/s_y. XNNPACK rounds it once, ties to even; the built-in ones round it at bit 31
-and again, ties up, so a value whose fraction lies just under a half goes up. Only constants can be changed in a file:
+Rows of other runs already in OUT are kept. Both kernels compute acc·M, M = s_x·s_w/s_y. XNNPACK rounds it once, ties to
+even; the built-in ones round it at bit 31 and again, ties up, so a value whose fraction lies just under a half goes up.
+Only constants can be changed in a file:
 
 as shipped          the constants that QAT left
 M a power of two    weight scales raised until M = 2^-k, weights and biases rounded to them again: the first rounding
@@ -34,7 +35,7 @@ from benchmarks.agreement import largest_gap, shares, simulated
 from edgeface.data.pack import Pack
 from edgeface.data.sources import data_root
 from edgeface.evaluate import Evaluation, Outputs, evaluate, evaluation_pack
-from edgeface.files import write_json
+from edgeface.files import read_json, write_json
 from edgeface.provenance import commit, cpu, versions
 from edgeface.specs import ModelSpec
 from quantize.grid import Quantized
@@ -183,7 +184,9 @@ def main() -> None:
     parser.add_argument("--data", required=True, metavar="SOURCE")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/builtin_rounding.json"))
     arguments = parser.parse_args()
-    rows: list[dict[str, Any]] = []
+    before = read_json(arguments.out)["rows"] if arguments.out.is_file() else []
+    mine = {(run.name, arguments.data) for run in arguments.runs}
+    rows = [row for row in before if (row["student"], row["data"]) not in mine]
     for run in arguments.runs:
         pack = evaluation_pack(arguments.data, open_model(run / "qat").spec, root=data_root())
         rows += rows_of(run, pack, arguments.data)
