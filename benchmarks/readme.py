@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks import all_tasks, crops, loop, student_speed
 from edgeface.errors import DataError
 from edgeface.files import read_json, write_bytes
+from edgeface.report.table import scaled, title
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -23,8 +24,6 @@ SHORT = ("tflite-xnnpack", "mil", "onnxruntime", "openvino")  # runtimes whose w
 
 _BLOCK = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n\n).*?(\n\n<!-- end of (?P<end>[\w-]+) -->)", flags=re.DOTALL)
 _ROLES = {"teacher": "teacher", "student": "student", "fake-quant": "student"}
-_UNITS = {"nme_percent": "mean error, %", "accuracy": "accuracy, %", "mae_years": "mean error, years"}
-_PERCENT = ("accuracy", "balanced_accuracy", "bin_accuracy")
 
 
 def scorecard(
@@ -41,7 +40,7 @@ def scorecard(
     heads = ["model", "runtime", "bytes"]
     for task in tasks:
         metric = next(row["tasks"][task]["metric"] for row in card["rows"] if task in row["tasks"])
-        heads.append(f"{task}: {_UNITS.get(metric, metric)}")
+        heads.append(f"{task}: {title(metric)}")
         if metric == "nme_percent":
             heads.append("failures, %")
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
@@ -54,7 +53,7 @@ def scorecard(
             if cell is None:
                 cells.append("NOT_RUN")
                 continue
-            cells.append(f"{(100 if cell['metric'] in _PERCENT else 1) * cell['value']:.2f}")
+            cells.append(f"{scaled(cell['metric'], cell['value']):.2f}")
             if cell["metric"] == "nme_percent":
                 cells.append(f"{cell['failure_percent']:.2f}")
         lines.append("| " + " | ".join(cells) + " |")
