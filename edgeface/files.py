@@ -125,8 +125,15 @@ def _is_running(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except OSError:
+        pass
+    # A number may also be that of a process which has ended and waits for its parent to take note (in a container whose
+    # first process takes note of none, for ever), or of a thread.
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    except OSError:  # no such folder on this system, or ended meanwhile
         return True
-    return True
+    told = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+    return told.get("State", "").strip()[:1] not in ("Z", "X") and told.get("Tgid", str(pid)).strip() == str(pid)
 
 
 def _is_held(path: Path) -> bool:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from edgeface.errors import OutputError
-from edgeface.files import sha256_file, sha256_json, write_bytes, write_folder, write_json
+from edgeface.files import settle, sha256_file, sha256_json, write_bytes, write_folder, write_json
 
 
 def test_a_file_appears_whole_and_replaces_the_earlier_one(tmp_path: Path) -> None:
@@ -70,3 +74,31 @@ def test_digests_depend_on_content_and_not_on_key_order(tmp_path: Path) -> None:
     assert sha256_file(tmp_path / "a") != sha256_file(tmp_path / "b")
     assert sha256_json({"x": 1, "y": 2}) == sha256_json({"y": 2, "x": 1})
     assert sha256_json({"x": 1, "y": 2}) != sha256_json({"x": 2, "y": 1})
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="no /proc: what a number stands for is not known")
+def test_what_an_ended_process_or_a_thread_left_is_cleared_away_and_a_living_process_keeps_its_own(
+    tmp_path: Path,
+) -> None:
+    def left_by(number: int) -> Path:
+        aside = tmp_path / f".file.{number}.partial"
+        aside.write_bytes(b"half")
+        return aside
+
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        over = threading.Event()
+        thread = threading.Thread(target=over.wait)
+        thread.start()
+        try:
+            mine = left_by(thread.native_id or 0)
+            theirs = left_by(child.pid)
+            settle(tmp_path / "file")
+            assert theirs.exists()  # twin: it lives
+            assert not mine.exists()
+        finally:
+            over.set()
+            thread.join()
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # ended, and nobody has taken note
+        settle(tmp_path / "file")
+        assert not theirs.exists()
