@@ -155,8 +155,16 @@ def _optimizer(network: nn.Module, companions: nn.Module, spec: TrainSpec) -> to
     decayed, plain = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": spec.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     if spec.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=spec.lr)
+        return torch.optim.AdamW(groups, lr=spec.lr, fused=True)  # one pass over the weights instead of nine
     return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, nesterov=spec.momentum > 0.0)
+
+
+def _seed(number: int) -> None:
+    """`torch.manual_seed`; where no other device can draw, without the milliseconds of noting who cannot."""
+    if torch.accelerator.is_available():
+        torch.manual_seed(number)
+    else:
+        torch.default_generator.manual_seed(number)
 
 
 class _Average:
@@ -407,7 +415,7 @@ def train(
                 optimizers=optimizers,
                 average=average,
             )
-        except (KeyError, ValueError, RuntimeError) as error:
+        except (KeyError, ValueError, IndexError, RuntimeError) as error:
             if is_memory(error):
                 raise
             found = f"tensors of another training ({' '.join(str(error).split())[:200]})"
@@ -449,7 +457,7 @@ def train(
                 if before_step is not None:
                     before_step(network, done, steps)
                 # Dropout depends on the step and the process alone: resume repeats it.
-                torch.manual_seed((seed * 1_000_003 + done + 7_919 * 2**32 * ranks.rank()) % 2**63)
+                _seed((seed * 1_000_003 + done + 7_919 * 2**32 * ranks.rank()) % 2**63)
                 rate = learning_rate(done, steps=steps, warmup=warmup, peak=spec.lr)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
@@ -627,10 +635,14 @@ def _restore(
     for module, lead in ((network, "network."), (companions, "companions."), (steering, "steering.")):
         module.load_state_dict({n.removeprefix(lead): t for n, t in tensors.items() if n.startswith(lead)})
     for lead, optimizer in optimizers.items():
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             if name.startswith(f"{lead}."):
                 _, index, key = name.split(".", 2)
+                parameter = parameters[int(index)]
+                if tensor.shape == parameter.shape:  # and laid out as it is: fused kernels go by memory, not by index
+                    tensor = torch.empty_like(parameter, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
                 state.setdefault(int(index), {})[key] = tensor
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     if average is not None:

@@ -246,7 +246,7 @@ def _views(draw: Tensor, mirrored: Tensor, *, spec: AugmentSpec, margin: float) 
 
 def _resample(images: Tensor, to_packed: Tensor, *, out_px: int, margin: float, border: str) -> Tensor:
     """(B, 3, out_px, out_px) float32 view of (B, S, S, 3) uint8 crops."""
-    pictures = images.permute(0, 3, 1, 2).contiguous().float()
+    pictures = images.float().permute(0, 3, 1, 2)  # a view: what is sampled need not be copied into planes first
     shrink = int(images.shape[1] / (margin * out_px))
     if shrink >= 2:
         # Bilinear resampling looks at neighbours only; a larger step would alias.
