@@ -25,6 +25,7 @@ from torch import nn
 from benchmarks.pages import publish
 from distill.stages import load_network
 from edgeface.checkpoint import load_checkpoint
+from edgeface.errors import UnsupportedError
 from edgeface.files import read_json
 from edgeface.models.network import MultiTaskNetwork
 from edgeface.provenance import commit, cpu, versions
@@ -116,9 +117,21 @@ def mean_of(tables: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, di
 
 
 def measure(name: str, folders: Sequence[Path], out: Path) -> dict[str, Any]:
-    """The figures of the seeds of one network, and the picture of the first beside `out`."""
+    """The figures of the seeds of one network, and the picture of the first beside `out`.
+
+    Raises:
+        UnsupportedError: Its landmarks have no weights to compare, as those from heatmaps.
+    """
     checkpoints = [load_checkpoint(folder) for folder in folders]
     seeds = [weight_rows(load_network(checkpoint)) for checkpoint in checkpoints]
+    for folder, found in zip(folders, seeds, strict=True):
+        if not any(row.startswith("landmarks") for row in found):
+            raise UnsupportedError(
+                f"{', '.join(dict.fromkeys(map(_task, found)))}, and no landmarks that a layer reads from the features",
+                expected='a network with landmark_head = "linear"',
+                where=str(folder),
+                do="Name another network",
+            )
     by_seed = [by_point(rows, correlations(rows)) for rows in seeds]
     checkpoint, rows, matrix = checkpoints[0], seeds[0], correlations(seeds[0])
     drawn = out.with_name(f"{out.stem}-{name}.png")

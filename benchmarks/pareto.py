@@ -113,6 +113,19 @@ def markdown(found: Found, *, name: str) -> str:
     return "\n".join([*lines, *_trained(found)]).replace("\n\n\n", "\n\n").rstrip("\n") + "\n"
 
 
+def overview(found: Found, *, precision: str = "w8a8") -> str:
+    """The files of one precision by cost, short enough for README; bold on the front of that task."""
+    swept = found.swept
+    tasks = [f"{task}: {title(metric)}" for task, metric in swept.tasks.items()]
+    lines = ["| " + " | ".join(["student", COST_HEADS[swept.cost], *tasks]) + " |", "|---|" + "---|" * (len(tasks) + 1)]
+    for each in sorted(swept.done, key=lambda one: _or_inf(one, swept.cost)):
+        if each.precision == precision:
+            cells = [_marked(each, task, metric) for task, metric in swept.tasks.items()]
+            cost = shown_cost(swept.cost, each.costs.get(swept.cost))
+            lines.append("| " + " | ".join([f"`{each.name}`", cost, *cells]) + " |")
+    return "\n".join(lines)
+
+
 def _marked(candidate: Candidate, task: str, metric: str) -> str:
     text = shown(metric, candidate.metrics.get(task, {}).get(metric))
     return f"**{text}**" if candidate.front[task] else text

@@ -12,6 +12,7 @@ from torch import nn
 
 from benchmarks.correlation import POINTS, by_point, correlations, main, mean_of, picture, published, weight_rows
 from edgeface.checkpoint import save_checkpoint
+from edgeface.errors import UnsupportedError
 from edgeface.files import read_json
 from edgeface.models.network import MultiTaskNetwork, build_network, model_spec
 from edgeface.specs import NetworkSpec, output_spec
@@ -108,3 +109,13 @@ def test_a_network_stays_in_the_file_until_one_of_its_name_is_measured(tmp_path:
     assert f"`python -m benchmarks.correlation a={tmp_path / '1'}`" in out.with_suffix(".md").read_text(
         encoding="utf-8"
     )
+
+
+def test_a_network_without_landmarks_that_a_layer_reads_is_refused(tmp_path: Path) -> None:
+    spec = NetworkSpec(backbone="tcdcn", input_px=40)
+    model = model_spec(spec, [output_spec("pose"), output_spec("smile")])
+    weights = build_network(spec, model, seed=0).state_dict()
+    save_checkpoint(tmp_path / "a", kind="teacher", network=spec, model=model, weights=weights, provenance={})
+    with pytest.raises(UnsupportedError, match="pose, smile, and no landmarks"):
+        main([f"a={tmp_path / 'a'}", "--out", str(tmp_path / "correlation.json")])
+    assert not (tmp_path / "correlation.json").exists()
