@@ -35,6 +35,7 @@ from edgeface.report.table import shown, title
 RESULTS = Path(__file__).parent / "results"
 STUDENTS = 8  # that a plot is to hold at least
 STAGES = ("student", "qat")
+_BUSY = " Timings varied more than on a quiet machine: quote their ratios, not the milliseconds."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +84,15 @@ def markdown(found: Found, *, name: str) -> str:
     done = sorted(swept.done, key=lambda one: _or_inf(one, swept.cost))
     students = {each.name for each in done}
     enough = "" if len(students) >= STUDENTS else f" At least {STUDENTS} are asked for: this is not the whole plot."
+    busy = _BUSY if swept.noisy else ""
     front = {task: [f"`{each.name}` {each.precision}" for each in done if each.front[task]] for task in swept.tasks}
     heads = ["file", "precision", *(f"{task}: {title(metric)}" for task, metric in swept.tasks.items())]
     lines = [
         f"# Accuracy against {COST_TITLES[swept.cost]}: {name}",
         "",
         f"`python -m benchmarks.pareto` over the sweep `{name}`: {len(done)} files of {len(students)} students, scored "
-        f"on the validation faces.{enough} {swept.conditions} Bold: on the Pareto front of that task, where no other "
-        "file is at least as good and as cheap, and better in one of the two. ● on the front of all tasks and the cost "
+        f"on the validation faces.{enough} {swept.conditions}{busy} Bold: on the Pareto front of that task, where no "
+        "other file is at least as good and as cheap, and better in one of the two. ● on the front of all tasks and the cost "
         "together. The front takes differences of a face or two at their word. The best of many looks better on the "
         "faces that chose it than it is.",
         "",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import all_tasks, crops, loop, student_speed
+from benchmarks import all_tasks, crops, loop, pareto, student_speed
 from edgeface.errors import DataError
 from edgeface.files import read_json, write_bytes
 from edgeface.report.table import scaled, title
@@ -81,6 +81,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "mtfl-cpu-val": lambda: scorecard(_result("mtfl-cpu-val")["scorecards"][0], runtimes=("tflite-xnnpack",)),
     "all-tasks": lambda: all_tasks.summary(_result("all_tasks")),
     "gaps": lambda: all_tasks.gaps(_result("all_tasks")),
+    "pareto": lambda: pareto.overview(pareto.found_in(_result("pareto-mtfl-sweep"))),
     "loop": lambda: loop.summary(_result("loop")["rows"]),
     "student-speed": lambda: student_speed.markdown(_result("student_speed")),
     "students": lambda: student_speed.overview(_result("student_speed")),
