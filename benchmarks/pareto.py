@@ -92,9 +92,9 @@ def markdown(found: Found, *, name: str) -> str:
         "",
         f"`python -m benchmarks.pareto` over the sweep `{name}`: {len(done)} files of {len(students)} students, scored "
         f"on the validation faces.{enough} {swept.conditions}{busy} Bold: on the Pareto front of that task, where no "
-        "other file is at least as good and as cheap, and better in one of the two. ● on the front of all tasks and the cost "
-        "together. The front takes differences of a face or two at their word. The best of many looks better on the "
-        "faces that chose it than it is.",
+        "other file is at least as good and as cheap, and better in one of the two. ● on the front of all tasks "
+        "and the cost together. The front takes differences of a face or two at their word. The best of many looks "
+        "better on the faces that chose it than it is.",
         "",
         f"![accuracy against cost](pareto-{name}.png)",
         "",
