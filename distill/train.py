@@ -155,8 +155,21 @@ def _optimizer(network: nn.Module, companions: nn.Module, spec: TrainSpec) -> to
     decayed, plain = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": spec.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     if spec.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=spec.lr, fused=True)  # one pass over the weights instead of nine
+        adamw = torch.optim.AdamW(groups, lr=spec.lr, fused=True)  # one pass over the weights instead of nine
+        adamw.register_step_pre_hook(lambda optimizer, *_: _lay_out(optimizer))
+        return adamw
     return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, nesterov=spec.momentum > 0.0)
+
+
+def _lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Gradients in the memory order of their weights: fused kernels go by memory, not by index.
+
+    Autograd's own are; those that a balancer combined need not be.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None and parameter.grad.stride() != parameter.stride():
+                parameter.grad = torch.empty_like(parameter).copy_(parameter.grad)
 
 
 def _seed(number: int) -> None:

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from distill import train as training
 from distill.images import shrink
 from distill.train import Progress, Trained, learning_rate, train
 from edgeface.errors import DataError, InterruptedRun, ModelError
@@ -117,6 +118,25 @@ def test_the_optimizer_in_one_pass_takes_the_steps_of_the_written_one(
     names = ["conv.weight", "norm.weight", "norm.bias", "head.weight", "head.bias"]
     apart = max(float((fused.weights[name] - looped.weights[name]).abs().max()) for name in names)
     assert (apart < 1e-5) is held
+
+
+def test_gradients_that_lie_otherwise_in_memory_than_their_weights_make_the_same_step() -> None:
+    generator = torch.Generator().manual_seed(2)
+    start, gradient = torch.randn(2, 8, 4, 3, 3, generator=generator)
+
+    def stepped(laid_out: torch.memory_format, *, hooks: bool = True) -> Tensor:
+        network = nn.Conv2d(4, 8, 3, bias=False)
+        network.weight = nn.Parameter(start.to(memory_format=torch.channels_last, copy=True))
+        optimizer = training._optimizer(network, nn.ModuleDict(), TrainSpec(lr=0.1))
+        if not hooks:
+            optimizer._optimizer_step_pre_hooks.clear()
+        network.weight.grad = gradient.to(memory_format=laid_out, copy=True)
+        optimizer.step()
+        return network.weight.detach()
+
+    alike = stepped(torch.channels_last)
+    assert torch.equal(stepped(torch.contiguous_format), alike)
+    assert not torch.allclose(stepped(torch.contiguous_format, hooks=False), alike, atol=0.05), "twin: left as they lie"
 
 
 @pytest.mark.parametrize("stop_at", [0, 5, 13, 22])
