@@ -336,7 +336,7 @@ class AugmentSpec:
         border: One of BORDERS: what lies beyond the packed crop.
         blur_share: Share blurred, with a Gaussian of up to `blur_px` standard deviation.
         blur_px: Largest standard deviation, in output pixels.
-        jpeg_share: Share that gets JPEG-like 8x8 block quantization.
+        jpeg_share: Share that is compressed as JPEG, quality 20 to 95.
         occlusion_share: Share that gets a patch placed by the landmarks.
     """
 
