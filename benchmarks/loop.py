@@ -1,13 +1,14 @@
 """Where the training loop spends its time: pictures a second, and the share that passes outside the networks.
 
-    EDGEFACE_DATA=FOLDER python -m benchmarks.loop [RECIPE…] [--steps N] [--threads N] [--ahead N]
+    EDGEFACE_DATA=FOLDER python -m benchmarks.loop [RECIPE…] [--steps N] [--threads N] [--ahead N] [--before FILE]
 
 Runs a few steps of each stage of a recipe (teacher, student from labels alone, student under the teacher, QAT) under
 Python's own profiler, after two steps that are not counted. "Network" is the forward and backward pass of the network
 that is trained and the forward pass of its teacher; everything else is outside: making the pictures, losses, optimizer,
 averaging, the loop itself. Of pictures that threads make ahead, what counts is how long the loop waits for them.
 Validations and checkpoints come between steps, at times of their own, and are not in it. The rows are added to
-benchmarks/results/loop.json, where a row of the same recipe, stage, threads and ahead is replaced.
+benchmarks/results/loop.json, where a row of the same recipe, stage, threads and ahead is replaced. `--before` puts the
+rows of such a file, measured at an earlier commit, beside them and measures nothing.
 """
 
 from __future__ import annotations
@@ -169,38 +170,54 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def summary(rows: Sequence[Mapping[str, Any]]) -> str:
-    """README's table: each stage before and after pictures were made ahead, and as it runs when nothing is set."""
-    ways = {(1, 0): "one thread", (1, 1): "one thread, pictures made ahead", (2, 0): "two threads, the default"}
-    heads = ["recipe", "stage", *(f"{way}: images/s, outside" for way in ways.values())]
+def summary(measured: Mapping[str, Any]) -> str:
+    """README's table: each stage as it runs when nothing is set, on one thread, and with pictures made ahead."""
+    rows, before = measured["rows"], (measured["before"] or {"rows": []})["rows"]
+    ways = {(2, 0): "two threads, the default", (1, 0): "one thread", (1, 1): "one thread, pictures made ahead"}
+    found, earlier = ({_identity(row): row for row in each} for each in (rows, before))
+    heads = ["recipe", "stage"]
+    for way, said in ways.items():
+        arrow = "before → now, " if any((row["threads"], row["ahead"]) == way for row in before) else ""
+        heads.append(f"{said}: {arrow}images/s, outside")
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    found = {(row["recipe"], row["stage"], row["threads"], row["ahead"]): row for row in rows}
     for recipe, stage in dict.fromkeys((row["recipe"], row["stage"]) for row in rows):
-        cells = []
-        for way in ways:
-            row = found.get((recipe, stage, *way))
-            if row is None:
-                cells.append("NOT_RUN")
-                continue
-            outside = f"{100 * row['outside']:.1f} %"
-            cells.append(f"{row['images_per_s']:.0f}, " + (f"**{outside}**" if row["outside"] > LIMIT else outside))
+        places = [(recipe, stage, *way) for way in ways]
+        cells = [_cell(found.get(place), earlier.get(place)) for place in places]
         lines.append("| " + " | ".join([f"`{recipe}`", stage, *cells]) + " |")
     return "\n".join(lines)
 
 
-def page(rows: Sequence[dict[str, Any]]) -> str:
+def _cell(now: Mapping[str, Any] | None, before: Mapping[str, Any] | None) -> str:
+    said = []
+    for row in (before, now):
+        if row is not None:
+            outside = f"{100 * row['outside']:.1f} %"
+            said.append(f"{row['images_per_s']:.0f}, " + (f"**{outside}**" if row["outside"] > LIMIT else outside))
+    return " → ".join(said) if now is not None else "NOT_RUN"
+
+
+def page(found: Mapping[str, Any]) -> str:
+    before = found["before"]
+    of_before = (
+        f"""
+Before the optimizations, at commit {before["conditions"]["commit"]}:
+
+{markdown(before["rows"])}
+"""
+        if before
+        else ""
+    )
     return f"""# Where the training loop spends its time
 
-`python -m benchmarks.loop RECIPE --threads N`, conditions in the JSON. A few steps of each stage under Python's
-profiler; the columns after "outside" are shares of the loop's time in percent. "Outside" is all but the networks:
-forward and backward of the one that is trained, and its teacher's forward; at most {100 * LIMIT:.0f} % is wanted, what
-is above it is bold. "Threads" compute the networks, "ahead" is how many more make pictures meanwhile: 0 is how it was
-before, and how it is while the networks use all cores, as they do by default (`threads = 0`). Images a second are those
-of the clock and depend on what else the machine had to do (its load stands in the JSON); a second of CPU time is that
-of one core.
+`python -m benchmarks.loop RECIPE --threads N --ahead N`, conditions in the JSON. A few steps of each stage under
+Python's profiler; the columns after "outside" are shares of the loop's time in percent. "Outside" is all but the
+networks: forward and backward of the one that is trained, and its teacher's forward; at most {100 * LIMIT:.0f} % is
+wanted, what is above it is bold. "Threads" compute the networks, "ahead" is how many more make pictures meanwhile: none
+while the networks use all cores, as they do by default (`threads = 0`). Images a second are those of the clock and
+depend on what else the machine had to do (its load stands in the JSON); a second of CPU time is that of one core.
 
-{markdown(rows)}
-"""
+{markdown(found["rows"])}
+{of_before}"""
 
 
 def main() -> None:
@@ -211,22 +228,38 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--ahead", type=int, metavar="N", help="threads that make pictures; default: as in training")
+    parser.add_argument("--before", type=Path, metavar="FILE", help="rows measured at an earlier commit")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
-    rows = read_json(arguments.out)["rows"] if arguments.out.is_file() else []
+    found: dict[str, Any] = {"schema": 1, "limit": LIMIT, "rows": [], "before": None, "conditions": {}}
+    if arguments.out.is_file():
+        found |= read_json(arguments.out)
+    if arguments.before is not None:
+        earlier = read_json(arguments.before)
+        _write(arguments.out, {**found, "before": {key: earlier[key] for key in ("rows", "conditions")}})
+        return
     for name in arguments.recipes:
         recipe = resolve(load_recipe(name, overrides=[f"threads={arguments.threads}"]))
         use_threads(recipe)
         made = measure(recipe, steps=arguments.steps, ahead=arguments.ahead)
         replaced = [_identity(row) for row in made]
-        rows = [*(row for row in rows if _identity(row) not in replaced), *made]
-        conditions = {"machine": cpu(), "versions": versions(), "commit": commit(), "load_average": os.getloadavg()}
-        write_json(arguments.out, {"schema": 1, "limit": LIMIT, "rows": rows, "conditions": conditions})
-        arguments.out.with_suffix(".md").write_text(page(rows), encoding="utf-8")
-    print(markdown(rows))
+        found["rows"] = [*(row for row in found["rows"] if _identity(row) not in replaced), *made]
+        found["conditions"] = {
+            "machine": cpu(),
+            "versions": versions(),
+            "commit": commit(),
+            "load_average": os.getloadavg(),
+        }
+        _write(arguments.out, found)
+    print(markdown(found["rows"]))
 
 
-def _identity(row: dict[str, Any]) -> tuple[Any, ...]:
+def _write(path: Path, found: Mapping[str, Any]) -> None:
+    write_json(path, found)
+    path.with_suffix(".md").write_text(page(found), encoding="utf-8")
+
+
+def _identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(row[key] for key in ("recipe", "stage", "threads", "ahead"))
 
 

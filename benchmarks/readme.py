@@ -82,7 +82,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "all-tasks": lambda: all_tasks.summary(_result("all_tasks")),
     "gaps": lambda: all_tasks.gaps(_result("all_tasks")),
     "pareto": lambda: pareto.overview(pareto.found_in(_result("pareto-mtfl-sweep"))),
-    "loop": lambda: loop.summary(_result("loop")["rows"]),
+    "loop": lambda: loop.summary(_result("loop")),
     "student-speed": lambda: student_speed.markdown(_result("student_speed")),
     "students": lambda: student_speed.overview(_result("student_speed")),
     "crops": lambda: crops.markdown(_result("crops")["rows"]),

@@ -357,6 +357,9 @@ def test_tiny_runs_fill_the_tables(tmp_path: Path) -> None:
     assert "**Not trained as the recipe says: teacher 0, alone 0, student 0, student 1" in text
     assert "`student.train.epochs`" in text
     assert "`seed`" not in text
+    measured = [row for row in found["rows"] if row["outcome"] == "MEASURED"]
+    later = {row["row"]: any(key.startswith("qat.") for key in row["departs"]) for row in measured}
+    assert later == {"teacher": False, "alone": False, "student": False, "w8a8": True}, "int8 training comes last"
 
     # A student of other weights is no comparison.
     shutil.copytree(named["alone0"].folder, named["alone1"].folder)

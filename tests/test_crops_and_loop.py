@@ -84,11 +84,29 @@ def test_the_profile_sees_every_part_and_a_slow_one_grows(monkeypatch: pytest.Mo
 
 def test_the_committed_page_is_that_of_its_rows() -> None:
     found = json.loads((RESULTS / "loop.json").read_text(encoding="utf-8"))
-    assert loop.markdown(found["rows"]) in (RESULTS / "loop.md").read_text(encoding="utf-8")
+    assert loop.page(found) == (RESULTS / "loop.md").read_text(encoding="utf-8")
     assert {row["stage"] for row in found["rows"] if row["recipe"] == "all-tasks-cpu"} == set(loop.STAGES)
 
 
 def test_the_short_table_of_the_loop_has_what_was_measured_and_marks_what_is_above_the_limit() -> None:
     row = {"recipe": "r", "stage": "qat", "threads": 1, "ahead": 0, "images_per_s": 100.4, "outside": 0.104}
-    text = loop.summary([row, row | {"ahead": 1, "outside": 0.099}])
-    assert text.splitlines()[2] == "| `r` | qat | 100, **10.4 %** | 100, 9.9 % | NOT_RUN |"
+    found = {"rows": [row, row | {"ahead": 1, "outside": 0.099}], "before": None}
+    text = loop.summary(found)
+    assert text.splitlines()[2] == "| `r` | qat | NOT_RUN | 100, **10.4 %** | 100, 9.9 % |"
+    earlier = {"rows": [row | {"images_per_s": 80.0, "outside": 0.2}], "conditions": {}}
+    text = loop.summary(found | {"before": earlier})
+    assert text.splitlines()[2] == "| `r` | qat | NOT_RUN | 80, **20.0 %** → 100, **10.4 %** | 100, 9.9 % |"
+
+
+def test_rows_of_an_earlier_commit_stand_beside_those_of_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = json.loads((RESULTS / "loop.json").read_text(encoding="utf-8"))
+    now, earlier = tmp_path / "loop.json", tmp_path / "earlier.json"
+    now.write_text(json.dumps(found | {"before": None}), encoding="utf-8")
+    marked = [row | {"images_per_s": 1.0} for row in found["rows"]]
+    earlier.write_text(json.dumps(found | {"rows": marked}), encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["loop", "--before", str(earlier), "--out", str(now)])
+    loop.main()
+    written = json.loads(now.read_text(encoding="utf-8"))
+    assert written["rows"] == found["rows"]
+    assert written["before"] == {"rows": marked, "conditions": found["conditions"]}
+    assert found["conditions"]["commit"] in now.with_suffix(".md").read_text(encoding="utf-8")
