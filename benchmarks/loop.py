@@ -1,14 +1,15 @@
 """Where the training loop spends its time: pictures a second, and the share that passes outside the networks.
 
-    EDGEFACE_DATA=FOLDER python -m benchmarks.loop [RECIPE…] [--steps N] [--threads N] [--ahead N] [--before FILE]
+    EDGEFACE_DATA=FOLDER python -m benchmarks.loop [RECIPE…] [--steps N] [--repeats N] [--threads N] [--ahead N]
 
 Runs a few steps of each stage of a recipe (teacher, student from labels alone, student under the teacher, QAT) under
 Python's own profiler, after two steps that are not counted. "Network" is the forward and backward pass of the network
 that is trained and the forward pass of its teacher; everything else is outside: making the pictures, losses, optimizer,
 averaging, the loop itself. Of pictures that threads make ahead, what counts is how long the loop waits for them.
-Validations and checkpoints come between steps, at times of their own, and are not in it. The rows are added to
-benchmarks/results/loop.json, where a row of the same recipe, stage, threads and ahead is replaced. `--before` puts the
-rows of such a file, measured at an earlier commit, beside them and measures nothing.
+Validations and checkpoints come between steps, at times of their own, and are not in it. A row is that repetition
+whose share outside is the median. The rows are added to benchmarks/results/loop.json, where a row of the same recipe,
+stage, threads and ahead is replaced. `--before FILE` puts the rows of such a file, measured at an earlier commit,
+beside them and measures nothing.
 """
 
 from __future__ import annotations
@@ -52,20 +53,26 @@ _LOOP = ("distill/train.py", "train")
 _BETWEEN = (("distill/train.py", "_save_partial"), ("distill/train.py", "_watch"))
 
 
-def measure(recipe: Recipe, *, steps: int, ahead: int | None = None) -> list[dict[str, Any]]:
+def measure(recipe: Recipe, *, steps: int, ahead: int | None = None, repeats: int = 1) -> list[dict[str, Any]]:
     """A row for each stage.
 
     Args:
         recipe: A resolved recipe whose sources are there.
         steps: Profiled steps of each stage.
         ahead: Threads that make pictures ahead; 0 makes them when they are asked for. None takes what training would.
+        repeats: How often all stages are run; see `middle`.
     """
     from distill import stages as trained
 
     threads = trained.spare_threads(recipe.threads) if ahead is None else ahead
     with mock.patch.object(trained, "spare_threads", return_value=threads):
-        rows = _measured(recipe, steps=steps)
-    return [{**row, "ahead": threads} for row in rows]
+        runs = [_measured(recipe, steps=steps) for _ in range(repeats)]
+    return [{**middle(rows), "ahead": threads} for rows in zip(*runs, strict=True)]
+
+
+def middle(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of one stage's rows that whose share outside is the median (the upper one of an even number)."""
+    return {**sorted(rows, key=lambda row: row["outside"])[len(rows) // 2], "repeats": len(rows)}
 
 
 def _measured(recipe: Recipe, *, steps: int) -> list[dict[str, Any]]:
@@ -210,11 +217,12 @@ Before the optimizations, at commit {before["conditions"]["commit"]}:
     return f"""# Where the training loop spends its time
 
 `python -m benchmarks.loop RECIPE --threads N --ahead N`, conditions in the JSON. A few steps of each stage under
-Python's profiler; the columns after "outside" are shares of the loop's time in percent. "Outside" is all but the
-networks: forward and backward of the one that is trained, and its teacher's forward; at most {100 * LIMIT:.0f} % is
-wanted, what is above it is bold. "Threads" compute the networks, "ahead" is how many more make pictures meanwhile: none
-while the networks use all cores, as they do by default (`threads = 0`). Images a second are those of the clock and
-depend on what else the machine had to do (its load stands in the JSON); a second of CPU time is that of one core.
+Python's profiler, several times, of which the row with the median share outside is shown; the columns after "outside"
+are shares of the loop's time in percent. "Outside" is all but the networks: forward and backward of the one that is
+trained, and its teacher's forward; at most {100 * LIMIT:.0f} % is wanted, what is above it is bold. "Threads" compute
+the networks, "ahead" is how many more make pictures meanwhile: none while the networks use all cores, as they do by
+default (`threads = 0`). Images a second are those of the clock and depend on what else the machine had to do (its load
+stands in the JSON); a second of CPU time is that of one core.
 
 {markdown(found["rows"])}
 {of_before}"""
@@ -225,7 +233,8 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", default=["all-tasks-cpu", "mtfl-cpu"], metavar="RECIPE")
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--ahead", type=int, metavar="N", help="threads that make pictures; default: as in training")
     parser.add_argument("--before", type=Path, metavar="FILE", help="rows measured at an earlier commit")
@@ -241,7 +250,7 @@ def main() -> None:
     for name in arguments.recipes:
         recipe = resolve(load_recipe(name, overrides=[f"threads={arguments.threads}"]))
         use_threads(recipe)
-        made = measure(recipe, steps=arguments.steps, ahead=arguments.ahead)
+        made = measure(recipe, steps=arguments.steps, ahead=arguments.ahead, repeats=arguments.repeats)
         replaced = [_identity(row) for row in made]
         found["rows"] = [*(row for row in found["rows"] if _identity(row) not in replaced), *made]
         found["conditions"] = {

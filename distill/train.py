@@ -181,22 +181,28 @@ def _seed(number: int) -> None:
 
 
 class _Average:
-    """An exponential moving average of every floating-point tensor of a network, batch-norm statistics included."""
+    """An exponential moving average of every floating-point tensor of a network, batch-norm statistics included.
+
+    The network's state is written in place all through a training, by optimizers, batch-norms and fake-quantization:
+    its tensors are looked up once.
+    """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.tensors = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+        state = network.state_dict()
+        self.tensors = {name: tensor.detach().clone() for name, tensor in state.items()}
+        pairs = [(self.tensors[name], tensor) for name, tensor in state.items()]
+        self._floating = [pair for pair in pairs if pair[1].is_floating_point()]
+        self._others = [pair for pair in pairs if not pair[1].is_floating_point()]
 
     @torch.no_grad()
-    def update(self, network: nn.Module, step: int) -> None:
+    def update(self, step: int) -> None:
         # Early on the plain decay would remember the random start; this ramp forgets it.
         decay = min(self.decay, (step + 1) / (step + 10))
-        state = network.state_dict()
-        floating = [name for name, tensor in state.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_([self.tensors[n] for n in floating], [state[n] for n in floating], 1.0 - decay)
-        for name, tensor in state.items():
-            if not tensor.is_floating_point():
-                self.tensors[name].copy_(tensor)
+        means, values = zip(*self._floating, strict=True)
+        torch._foreach_lerp_(means, values, 1.0 - decay)
+        for copy, value in self._others:
+            copy.copy_(value)
 
 
 @contextlib.contextmanager
@@ -513,7 +519,7 @@ def train(
                 done += 1
                 samples += len(images) * ranks.count()
                 if average is not None:
-                    average.update(network, done)
+                    average.update(done)
                 sums["loss"] = sums.get("loss", 0.0) + value
                 for name, part in parts.items():
                     sums[name] = sums.get(name, 0.0) + float(part.detach())

@@ -69,7 +69,7 @@ def test_the_profile_sees_every_part_and_a_slow_one_grows(monkeypatch: pytest.Mo
         shares: dict[str, Any] = row["shares"]
         assert sum(shares.values()) == pytest.approx(1.0, abs=1e-3)  # eight shares rounded to four digits
         assert all(shares[part] > 0.0 for part in ("pictures", "forward", "backward", "losses", "optimizer", "rest"))
-        assert (shares["teacher"] > 0.0) is (stage in ("student", "qat"))
+        assert (shares["teacher"] > 0.01) is (stage in ("student", "qat"))  # without one it is called and says so
         assert row["outside"] == pytest.approx(1.0 - sum(shares[part] for part in loop.NETWORK), abs=1e-3)
     plain = Batches._gather
 
@@ -80,6 +80,12 @@ def test_the_profile_sees_every_part_and_a_slow_one_grows(monkeypatch: pytest.Mo
     monkeypatch.setattr(Batches, "_gather", slow)
     longer = loop.measure(recipe, steps=3)[0]["shares"]["pictures"]
     assert longer > rows["teacher"]["shares"]["pictures"], "the twin: half a second a batch is seen"
+
+
+def test_a_row_is_that_of_the_median_repetition() -> None:
+    rows = [{"outside": share, "images_per_s": speed} for share, speed in ((0.3, 1.0), (0.1, 2.0), (0.2, 3.0))]
+    assert loop.middle(rows) == {"outside": 0.2, "images_per_s": 3.0, "repeats": 3}
+    assert loop.middle(rows[:1]) == {"outside": 0.3, "images_per_s": 1.0, "repeats": 1}
 
 
 def test_the_committed_page_is_that_of_its_rows() -> None:

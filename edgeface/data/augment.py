@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -124,7 +125,7 @@ def augment(
     draw = uniform(seed, epoch, ids, draws=_DRAWS)
     mirrored = draw[:, _MIRROR] < spec.mirror_share
     to_packed, to_output = _views(draw, mirrored, spec=spec, margin=margin)
-    pictures = _resample(images, to_packed, out_px=out_px, margin=margin, border=spec.border)
+    pictures = _resample(images.numpy(), to_packed, out_px=out_px, margin=margin, border=spec.border)
 
     moved = dict(labels)
     for name, values in labels.items():
@@ -151,16 +152,13 @@ def augment(
     if spec.blur_share > 0.0 and spec.blur_px > 0.0:
         chosen = torch.nonzero(draw[:, _BLUR] < spec.blur_share).squeeze(1)
         if len(chosen):
-            sigma = draw[chosen, _BLUR_SIGMA] * spec.blur_px
-            pictures[chosen] = blur(pictures[chosen], sigma, largest_px=spec.blur_px)
-    pictures.clamp_(0.0, 255.0).round_()
+            blur(pictures, chosen, draw[chosen, _BLUR_SIGMA] * spec.blur_px, largest_px=spec.blur_px)
     if spec.jpeg_share > 0.0:
         chosen = torch.nonzero(draw[:, _COMPRESS] < spec.jpeg_share).squeeze(1)
         if len(chosen):
             steps = _HIGHEST_QUALITY - _LOWEST_QUALITY + 1
-            quality = _LOWEST_QUALITY + torch.floor(draw[chosen, _QUALITY] * steps)
-            pictures[chosen] = compress(pictures[chosen], quality)
-    return pictures, moved
+            compress(pictures, chosen, _LOWEST_QUALITY + torch.floor(draw[chosen, _QUALITY] * steps))
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float(), moved
 
 
 def move_answers(
@@ -227,32 +225,33 @@ def _views(draw: Tensor, mirrored: Tensor, *, spec: AugmentSpec, margin: float) 
     return forward.reshape(-1, 2, 3), back.reshape(-1, 2, 3)
 
 
-def _resample(images: Tensor, to_packed: Tensor, *, out_px: int, margin: float, border: str) -> Tensor:
-    """(B, 3, out_px, out_px) float32 view of (B, S, S, 3) uint8 crops, in whole values, colours innermost in memory."""
+def _resample(
+    images: NDArray[np.uint8], to_packed: Tensor, *, out_px: int, margin: float, border: str
+) -> NDArray[np.uint8]:
+    """(B, out_px, out_px, 3) view of (B, S, S, 3) crops."""
     import cv2
 
-    pictures = images.numpy()
     shrink = int(images.shape[1] / (margin * out_px))
     if shrink >= 2:
         # Bilinear resampling looks at neighbours only; a larger step would alias.
         side = -(-images.shape[1] // shrink)
-        pictures = np.stack([cv2.resize(each, (side, side), interpolation=cv2.INTER_AREA) for each in pictures])
+        images = np.stack([cv2.resize(each, (side, side), interpolation=cv2.INTER_AREA) for each in images])
     # OpenCV counts pixels from the centre of the first one, the matrices count sides from the outer edge.
-    scale = pictures.shape[1] / out_px
+    scale = images.shape[1] / out_px
     linear = to_packed[:, :, :2] * scale
-    offset = to_packed[:, :, 2:] * pictures.shape[1] + (linear.sum(dim=2, keepdim=True) - 1.0) * 0.5
+    offset = to_packed[:, :, 2:] * images.shape[1] + (linear.sum(dim=2, keepdim=True) - 1.0) * 0.5
     matrices = torch.cat([linear, offset], dim=2).numpy()
     how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     beyond = cv2.BORDER_CONSTANT if border == "white" else cv2.BORDER_REPLICATE
-    seen = np.empty((len(pictures), out_px, out_px, 3), np.uint8)
+    views = np.empty((len(images), out_px, out_px, 3), np.uint8)
     # One by one in whole numbers, which is three times as fast as grid_sample on the batch.
-    for picture, matrix, view in zip(pictures, matrices, seen, strict=True):
-        cv2.warpAffine(picture, matrix, (out_px, out_px), view, how, beyond, (255.0, 255.0, 255.0))
-    return torch.from_numpy(seen).permute(0, 3, 1, 2).float()
+    for image, matrix, view in zip(images, matrices, views, strict=True):
+        cv2.warpAffine(image, matrix, (out_px, out_px), view, how, beyond, (255.0, 255.0, 255.0))
+    return views
 
 
-def _change_light(pictures: Tensor, draw: Tensor, *, spec: AugmentSpec) -> None:
-    """Hue, exposure, brightness, contrast about mid-grey and saturation, in place on (B, 3, H, W)."""
+def _change_light(pictures: NDArray[np.uint8], draw: Tensor, *, spec: AugmentSpec) -> None:
+    """Hue, exposure, brightness, contrast about mid-grey and saturation, in place on (B, H, W, 3)."""
 
     def amount(index: int, largest: float) -> Tensor:
         return ((draw[:, index] * 2.0 - 1.0) * largest)[:, None, None]
@@ -263,11 +262,9 @@ def _change_light(pictures: Tensor, draw: Tensor, *, spec: AugmentSpec) -> None:
         _mix_colours(pictures, torch.cat([_hue_turns(amount(_HUE, 2.0 * math.pi * spec.hue)), none], dim=2))
     if spec.exposure > 0.0:
         _mix_colours(pictures, torch.cat([(1.0 + amount(_EXPOSURE, spec.exposure)) * same, none], dim=2))
-        pictures.clamp_(max=255.0)
     contrast, colour = 1.0 + amount(_CONTRAST, spec.contrast), 1.0 + amount(_SATURATION, spec.saturation)
     shift = 128.0 * (1.0 - contrast) + 255.0 * amount(_BRIGHTNESS, spec.brightness)
     _mix_colours(pictures, torch.cat([contrast * (colour * same + (1.0 - colour) * grey), none + shift], dim=2))
-    pictures.clamp_(0.0, 255.0)
 
 
 def _hue_turns(angle: Tensor) -> Tensor:
@@ -284,19 +281,12 @@ def _hue_turns(angle: Tensor) -> Tensor:
     return torch.cat([red, green, blue], dim=1)
 
 
-def _mix_colours(pictures: Tensor, matrices: Tensor) -> None:
-    """Each pixel's colours by the (3, 4) matrix of its picture, last column added, in place on (B, 3, H, W)."""
+def _mix_colours(pictures: NDArray[np.uint8], matrices: Tensor) -> None:
+    """Each pixel's colours by the (3, 4) matrix of its picture, last column added, in place on (B, H, W, 3)."""
     import cv2
 
-    for picture, matrix in zip(_colours_last(pictures), matrices.float().numpy(), strict=True):
+    for picture, matrix in zip(pictures, matrices.float().numpy(), strict=True):
         cv2.transform(picture, matrix, picture)
-
-
-def _colours_last(pictures: Tensor) -> NDArray[np.float32]:
-    """(B, H, W, 3) in the memory of (B, 3, H, W), which must lie that way."""
-    rows = pictures.permute(0, 2, 3, 1)
-    assert rows.is_contiguous()  # OpenCV would write into a copy
-    return rows.numpy()
 
 
 def _patch_centres(labels: dict[str, Tensor], draw: Tensor, chosen: Tensor) -> Tensor:
@@ -332,9 +322,9 @@ def _eyes_under(labels: dict[str, Tensor], chosen: Tensor, centres: Tensor, halv
     return under
 
 
-def _cover(pictures: Tensor, chosen: Tensor, centres: Tensor, half: Tensor, draw: Tensor) -> None:
-    """Puts a rectangle of one colour, flat or grainy, over each chosen picture of (B, 3, H, W), in place."""
-    side = pictures.shape[-1]
+def _cover(pictures: NDArray[np.uint8], chosen: Tensor, centres: Tensor, half: Tensor, draw: Tensor) -> None:
+    """Puts a rectangle of one colour, flat or grainy, over each chosen picture of (B, H, W, 3), in place."""
+    side = pictures.shape[1]
     steps = (torch.arange(side).float() + 0.5) / side
     inside = (steps - centres[:, :, None]).abs() <= half[:, :, None]  # (n, 2, S): along x, along y
     first, count = inside.int().argmax(dim=2), inside.sum(dim=2)
@@ -345,7 +335,7 @@ def _cover(pictures: Tensor, chosen: Tensor, centres: Tensor, half: Tensor, draw
     ):
         across, down = (slice(begin, begin + length) for begin, length in zip(corner, size, strict=True))
         patch = colour + np.float32(rough) * _field(side)[down, across]
-        _colours_last(pictures[place : place + 1])[0, down, across] = patch.clip(0.0, 255.0)
+        pictures[place, down, across] = patch.clip(0.0, 255.0).round()
 
 
 @cache
@@ -355,45 +345,39 @@ def _field(side: int) -> NDArray[np.float32]:
     return field
 
 
-def blur(pictures: Tensor, sigma: Tensor, *, largest_px: float) -> Tensor:
-    """Gaussian blur with its own width for each picture; the border is repeated.
+def blur(pictures: NDArray[Any], chosen: Tensor, sigma: Tensor, *, largest_px: float) -> None:
+    """Gaussian blur with its own width for each chosen picture, in place; the border is repeated.
 
     Args:
-        pictures: (n, 3, H, W).
+        pictures: (B, H, W, 3) uint8, or float32.
+        chosen: (n,) rows.
         sigma: (n,) standard deviations in pixels, 0 to `largest_px`.
         largest_px: Decides the number of taps.
-
-    Returns:
-        (n, 3, H, W).
     """
     import cv2
 
     taps = 2 * max(1, math.ceil(2.5 * largest_px)) + 1
-    blurred = pictures.contiguous(memory_format=torch.channels_last).clone()
-    for picture, width in zip(_colours_last(blurred), sigma.clamp(min=1e-3).tolist(), strict=True):
-        cv2.GaussianBlur(picture, (taps, taps), width, picture, borderType=cv2.BORDER_REPLICATE)
-    return blurred
+    for place, width in zip(chosen.tolist(), sigma.clamp(min=1e-3).tolist(), strict=True):
+        # GaussianBlur takes twice as long for whole numbers, and is a level off.
+        weights = cv2.getGaussianKernel(taps, width)
+        cv2.sepFilter2D(pictures[place], -1, weights, weights, pictures[place], borderType=cv2.BORDER_REPLICATE)
 
 
-def compress(pictures: Tensor, quality: Tensor) -> Tensor:
-    """What a JPEG file of that quality keeps, without chroma subsampling.
+def compress(pictures: NDArray[np.uint8], chosen: Tensor, quality: Tensor) -> None:
+    """Leave of each chosen picture what a JPEG file of that quality keeps, without chroma subsampling.
 
     Args:
-        pictures: (n, 3, H, W) whole values 0 to 255.
+        pictures: (B, H, W, 3).
+        chosen: (n,) rows.
         quality: (n,) 1 to 100, as libjpeg counts it.
-
-    Returns:
-        (n, 3, H, W) whole values 0 to 255.
     """
     import cv2
 
-    kept = pictures.permute(0, 2, 3, 1).byte().contiguous().numpy()
     whole = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444, cv2.IMWRITE_JPEG_QUALITY]
-    for picture, wanted in zip(kept, quality.tolist(), strict=True):
-        # OpenCV takes the first colour for blue.
-        _, file = cv2.imencode(".jpg", picture[..., ::-1], [*whole, int(wanted)])
-        picture[:] = np.asarray(cv2.imdecode(file, cv2.IMREAD_COLOR_RGB))
-    return torch.from_numpy(kept).permute(0, 3, 1, 2).float()
+    for place, wanted in zip(chosen.tolist(), quality.tolist(), strict=True):
+        # imencode takes the first colour for blue.
+        _, file = cv2.imencode(".jpg", cv2.cvtColor(pictures[place], cv2.COLOR_RGB2BGR), [*whole, int(wanted)])
+        pictures[place] = np.asarray(cv2.imdecode(file, cv2.IMREAD_COLOR_RGB))
 
 
 _WEYL = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd

@@ -7,7 +7,7 @@ import json
 import shutil
 import signal
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +65,21 @@ def square(
 
 
 def fit(
-    folder: Path, *, key: str = "k", spec: TrainSpec = SPEC, stop_at: int | None = None
+    folder: Path,
+    *,
+    key: str = "k",
+    spec: TrainSpec = SPEC,
+    stop_at: int | None = None,
+    states: list[dict[str, Tensor]] | None = None,
 ) -> tuple[Trained, list[Progress]]:
+    """Train `Net`; `states` is handed a copy of its weights as they are before each step."""
     torch.manual_seed(0)
     network = Net()
     seen: list[Progress] = []
 
     def before(network: nn.Module, step: int, steps: int) -> None:
+        if states is not None:
+            states.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
         if step == stop_at:
             signal.raise_signal(signal.SIGINT)
 
@@ -99,6 +107,21 @@ def same(first: Trained, second: Trained) -> bool:
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
     _, seen = fit(tmp_path, spec=TrainSpec(epochs=20, batch=4, lr=1e-2))
     assert seen[-1].loss < 0.5 * seen[0].loss
+
+
+@pytest.mark.parametrize(("decay", "held"), [(0.5, True), (0.6, False)], ids=["", "twin"])
+def test_the_average_equals_the_written_out_one(tmp_path: Path, decay: float, held: bool) -> None:
+    averaged, _ = fit(tmp_path / "averaged", spec=replace(SPEC, ema=0.5))  # reached at step 8 of 24
+    states: list[dict[str, Tensor]] = []
+    last, _ = fit(tmp_path / "last", spec=replace(SPEC, ema=0.0), states=states)  # the same steps
+    mean = {name: tensor.double() for name, tensor in states[0].items()}
+    for step, state in enumerate([*states[1:], last.weights], start=1):
+        kept = min(decay, (step + 1) / (step + 10))
+        mean = {name: kept * value + (1.0 - kept) * state[name].double() for name, value in mean.items()}
+    counts = "norm.num_batches_tracked"
+    assert averaged.weights[counts] == len(states)
+    apart = max(float((averaged.weights[name] - mean[name]).abs().max()) for name in mean if name != counts)
+    assert (apart < 1e-6) is held  # float32 rounding of 24 steps
 
 
 @pytest.mark.parametrize(("share", "held"), [(1.0, True), (0.9, False)], ids=["", "twin"])

@@ -231,6 +231,25 @@ def test_minmax_keeps_extremes_and_ema_averages_them(patchwork_graph: Graph) -> 
     assert not torch.allclose(mean.high, widest.high, rtol=4e-7, atol=0)  # the twin
 
 
+def test_the_state_is_written_in_place_by_every_phase(
+    patchwork_graph: Graph, pictures: Pictures, images: Images
+) -> None:
+    batch = images(pictures(4, 16))
+    network = FakeQuantNetwork(patchwork_graph, calibration="mse").train()
+
+    def places() -> dict[str, int]:
+        return {name: tensor.data_ptr() for name, tensor in network.state_dict().items()}
+
+    first = places()  # the average of the weights holds on to these
+    for begin in (network.forget, network.enable, network.freeze):
+        network(batch)
+        begin()
+        network(batch)
+        assert places() == first
+    network.low = network.low.clone()
+    assert places() != first, "twin: a buffer that is replaced"
+
+
 def test_evaluation_and_frozen_training_move_no_range(
     patchwork_graph: Graph, pictures: Pictures, images: Images
 ) -> None:
