@@ -46,10 +46,10 @@ def test_the_wheels_are_those_that_edgeface_is_tested_with() -> None:
 
 
 def test_the_start_is_through_its_own_loader_and_deaf_to_the_machine_s_python() -> None:
-    words = runtime.start("/data/local/tmp/x", "arm64")
-    assert words[0] == "/data/local/tmp/x/lib/ld-linux-aarch64.so.1"
-    assert words[words.index("--library-path") + 1] == "/data/local/tmp/x/lib"
-    assert words[words.index("/data/local/tmp/x/bin/python3.11") + 1 :] == ["-I", "-B"]
+    words = runtime.start("/x", "arm64")
+    assert words[0] == "/x/lib/ld-linux-aarch64.so.1"
+    assert words[words.index("--library-path") + 1] == "/x/lib"
+    assert words[words.index("/x/bin/python3.11") + 1 :] == ["-I", "-B"]
     assert runtime.start("/r", "amd64")[0] == "/r/lib/ld-linux-x86-64.so.2"
 
 
