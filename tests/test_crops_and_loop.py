@@ -85,6 +85,7 @@ def test_the_profile_sees_every_part_and_a_slow_one_grows(monkeypatch: pytest.Mo
 def test_a_row_is_that_of_the_median_repetition() -> None:
     rows = [{"outside": share, "images_per_s": speed} for share, speed in ((0.3, 1.0), (0.1, 2.0), (0.2, 3.0))]
     assert loop.middle(rows) == {"outside": 0.2, "images_per_s": 3.0, "repeats": 3}
+    assert loop.middle(rows[:2])["outside"] == 0.3, "of an even number the upper one"
     assert loop.middle(rows[:1]) == {"outside": 0.3, "images_per_s": 1.0, "repeats": 1}
 
 

@@ -358,7 +358,7 @@ def blur(pictures: NDArray[Any], chosen: Tensor, sigma: Tensor, *, largest_px: f
 
     taps = 2 * max(1, math.ceil(2.5 * largest_px)) + 1
     for place, width in zip(chosen.tolist(), sigma.clamp(min=1e-3).tolist(), strict=True):
-        # GaussianBlur takes twice as long for whole numbers, and is a level off.
+        # GaussianBlur takes up to twice as long for whole numbers, and is up to 1.3 levels off.
         weights = cv2.getGaussianKernel(taps, width)
         cv2.sepFilter2D(pictures[place], -1, weights, weights, pictures[place], borderType=cv2.BORDER_REPLICATE)
 

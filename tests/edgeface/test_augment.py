@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from edgeface.config import load_recipe
-from edgeface.data.augment import _DRAWS, _MIRROR, _views, augment, blur, compress, hash64, uniform
+from edgeface.data.augment import _DRAWS, _MIRROR, _mix_colours, _views, augment, blur, compress, hash64, uniform
 from edgeface.errors import UnsupportedError
 from edgeface.specs import AugmentSpec
 
@@ -256,6 +256,24 @@ def test_light_changes_what_it_says(change: dict[str, float], expected) -> None:
     before = levels.permute(0, 3, 1, 2).float()
     assert not after.equal(before)
     assert expected(before, after)
+
+
+def test_colours_are_mixed_as_written_out() -> None:
+    pictures = noise(3, side=16).numpy()
+    generator = torch.Generator().manual_seed(1)
+    matrices = torch.randn(3, 3, 4, generator=generator, dtype=torch.float64) * 0.4
+    matrices[:, :, 3] *= 50.0
+
+    def distance(matrices: Tensor) -> float:
+        mixed = pictures.copy()
+        _mix_colours(mixed, matrices)
+        return float(np.abs(mixed - expected).max())
+
+    each = matrices.numpy()
+    expected = np.clip(np.einsum("bhwc,bdc->bhwd", pictures, each[:, :, :3]) + each[:, None, None, :, 3], 0.0, 255.0)
+    # Half a level of rounding, and factors in 1024ths: three of them are off by up to 255 / 2048 level each.
+    assert distance(matrices) <= 0.5 + 3 * 255 / 2048
+    assert distance(torch.roll(matrices, 1, dims=0)) > 10.0, "the twin: each by its neighbour's"
 
 
 @pytest.mark.parametrize("mirror_share", [0.0, 1.0])
